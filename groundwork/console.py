@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person reads: stages with their times, progress, tables.  Plain lines where there is no terminal.
+
+Results go to standard output (one JSON document with ``--json``); all that tells how the work goes on goes to
+standard error.
+"""
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+_HEARTBEAT = 15.0  # seconds between signs of life of a long stage, where there is no terminal
+_MEBIBYTE = 1 << 20
+
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out = Console(highlight=False, soft_wrap=True)
+_json = False
+_quiet = False
+
+
+def configure(*, json_output: bool = False, quiet: bool = False) -> None:
+    """Set how this program talks: results as JSON; without progress."""
+    global _json, _quiet
+    _json, _quiet = json_output, quiet
+
+
+def say(text: str) -> None:
+    """A line about how the work goes on."""
+    if not _quiet:
+        _err.print(text, markup=False)
+
+
+def warn(text: str, *, hint: str | None = None) -> None:
+    """A line about something that the user should know of, though the work goes on."""
+    _err.print(f"warning: {text}", style="yellow", markup=False)
+    if hint:
+        _err.print(f"   hint: {hint}", markup=False)
+
+
+def complain(text: str, *, hint: str | None = None) -> None:
+    """An error, with what to do about it."""
+    _err.print(f"error: {text}", style="bold red", markup=False)
+    if hint:
+        _err.print(f" hint: {hint}", markup=False)
+
+
+def result(text: str) -> None:
+    """A line of the result, for standard output; silent when the result is JSON."""
+    if not _json:
+        _out.print(text, markup=False)
+
+
+def result_json(document: Any) -> None:
+    """The result as one JSON document, printed only with ``--json``."""
+    if _json:
+        sys.stdout.write(json.dumps(document, indent=2, sort_keys=False) + "\n")
+        sys.stdout.flush()
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """A table on standard output; silent when the result is JSON.  Not cut to a width where there is no terminal."""
+    if _json:
+        return
+    grid = Table(*headings, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        grid.add_row(*row)
+    if _out.is_terminal:
+        _out.print(grid, markup=False)
+    else:
+        Console(file=sys.stdout, width=10_000, highlight=False).print(grid)
+
+
+class Stage:
+    """One step of the work, as :func:`stage` gives it.  ``note`` may be set to what came of it."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.note = ""
+        self.begin = time.monotonic()
+        self._detail = ""
+        self._status: Status | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self.begin
+
+    def detail(self, text: str) -> None:
+        """What the stage is about just now; shown on a terminal at once, elsewhere with the next heartbeat."""
+        with self._lock:
+            self._detail = text
+            self._refresh()
+
+    def _refresh(self) -> None:
+        if self._status is not None:
+            self._status.update(f"{self.title}  {self.elapsed:.0f} s  [dim]{_escape(self._detail)}[/dim]")
+
+    def _beat(self, ended: threading.Event) -> None:
+        interval = 0.5 if self._status is not None else _HEARTBEAT
+        while not ended.wait(interval):
+            if self._status is not None:
+                with self._lock:
+                    self._refresh()
+            else:
+                say(f"  ... {self.title}: {self.elapsed:.0f} s" + (f", {self._detail}" if self._detail else ""))
+
+
+@contextlib.contextmanager
+def stage(title: str) -> Iterator[Stage]:
+    """Tell that a stage begins, that it goes on, and how long it took or that it failed."""
+    current = Stage(title)
+    ended = threading.Event()
+    if not _quiet:
+        if _err.is_terminal:
+            current._status = _err.status(title)
+            current._status.start()
+        else:
+            say(f"> {title}")
+    beat = threading.Thread(target=current._beat, args=(ended,), daemon=True)
+    beat.start()
+    word = "failed after"
+    try:
+        yield current
+        word = "done in"
+    finally:
+        ended.set()
+        beat.join()
+        if current._status is not None:
+            current._status.stop()
+        note = f": {current.note}" if current.note else ""
+        say(f"{'+' if word == 'done in' else 'x'} {title} {word} {current.elapsed:.1f} s{note}")
+
+
+def mebibytes(size: int) -> str:
+    """A size in bytes, for people."""
+    return f"{size / _MEBIBYTE:,.1f} MiB"
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

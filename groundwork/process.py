@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only place that starts a subprocess.
+
+Every child gets a process group of its own, and the kernel sends it SIGKILL when the thread that started it
+ends, so that neither Ctrl-C nor ``kill -9`` leaves one running.
+"""
+
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from groundwork.errors import InputError, SageError
+
+logger = logging.getLogger(__name__)
+
+# Program -> the Debian and Ubuntu package that holds it, for the hint when it is missing.
+PACKAGES = {
+    "debootstrap": "debootstrap",
+    "dpkg-query": "dpkg",
+    "mcopy": "mtools",
+    "mke2fs": "e2fsprogs",
+    "mkfs.vfat": "dosfstools",
+    "mmd": "mtools",
+    "mmdebstrap": "mmdebstrap",
+    "setpriv": "util-linux",
+    "qemu-img": "qemu-utils",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "sfdisk": "fdisk",
+    "sudo": "sudo",
+    "unshare": "util-linux",
+}
+
+
+class ProcessError(SageError):
+    """A program ended with an error, or not within its time."""
+
+    def __init__(self, message: str, *, returncode: int | None, output: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.returncode = returncode
+        self.output = output
+
+
+def require(*programs: str) -> None:
+    """Raise InputError for the programs that are not on PATH, naming the packages that hold them."""
+    missing = [name for name in programs if find(name) is None]
+    if missing:
+        packages = sorted({PACKAGES.get(name, name) for name in missing})
+        raise InputError(
+            f"missing system program{'s' if len(missing) > 1 else ''}: {', '.join(missing)}",
+            hint=f"install with: apt-get install {' '.join(packages)}",
+        )
+
+
+def find(program: str) -> str | None:
+    """The program's full path.  The sbin folders count also where an ordinary user's PATH leaves them out."""
+    return shutil.which(program, path=search_path())
+
+
+def search_path() -> str:
+    """PATH with the sbin folders at its end."""
+    return os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def start(
+    command: Sequence[str | Path],
+    *,
+    stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    outlive: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start ``command`` in a session of its own and return at once.
+
+    ``env`` is added to this program's environment.  With ``outlive`` the child goes on when this program ends
+    (a service).
+    """
+    argv = [str(word) for word in command]
+    require(argv[0])
+    logger.debug("starting %s", shlex.join(argv))
+    if not outlive:
+        argv = ["setpriv", "--pdeathsig", "KILL", "--", *argv]
+    return subprocess.Popen(
+        argv,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env={**os.environ, "PATH": search_path(), **(env or {})},
+        cwd=cwd,
+        start_new_session=True,
+    )
+
+
+def stop(process: subprocess.Popen[bytes], *, patience: float = 10.0) -> int:
+    """End a started process and its group: SIGTERM, then SIGKILL after ``patience`` seconds."""
+    if process.poll() is None:
+        _signal_group(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+    _signal_group(process, signal.SIGKILL)
+    return process.wait()
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    input: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float | None = None,
+    log: IO[bytes] | None = None,
+    check: bool = True,
+) -> str:
+    """Run ``command`` to its end and return what it printed to standard output.
+
+    With ``log`` both its outputs go to that file instead and the result is empty.  ``timeout`` is in seconds.
+    Raises ProcessError when the exit status is not 0 (unless ``check`` is false) or the time is over; whatever
+    way this function is left, the process and its children are gone.
+    """
+    process = start(
+        command,
+        stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
+        stdout=log if log is not None else subprocess.PIPE,
+        stderr=subprocess.STDOUT if log is not None else subprocess.PIPE,
+        env=env,
+        cwd=cwd,
+    )
+    name = Path(str(command[0])).name
+    try:
+        out, err = process.communicate(input, timeout)
+    except subprocess.TimeoutExpired:
+        raise ProcessError(f"{name} did not end within {timeout:g} s", returncode=None) from None
+    finally:
+        stop(process)
+    stdout = (out or b"").decode(errors="replace")
+    stderr = (err or b"").decode(errors="replace")
+    if check and process.returncode != 0:
+        last = [line for line in (stderr or stdout).strip().splitlines() if line.strip()][-3:]
+        raise ProcessError(
+            f"{name} failed with exit status {process.returncode}" + (": " + " / ".join(last) if last else ""),
+            returncode=process.returncode,
+            output=stdout + stderr,
+        )
+    return stdout
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def poll_until(deadline_seconds: float, interval: float = 0.2) -> Iterator[float]:
+    """Yield the seconds gone by, every ``interval`` seconds, until the deadline is over."""
+    begin = time.monotonic()
+    while (elapsed := time.monotonic() - begin) < deadline_seconds:
+        yield elapsed
+        time.sleep(interval)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of that id exists on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
