@@ -78,11 +78,12 @@ def start(
     stderr: int | IO[bytes] | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    inherit: bool = True,
     outlive: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start ``command`` in a session of its own and return at once.
 
-    ``env`` is added to this program's environment.  With ``outlive`` the child goes on when this program ends
+    ``env`` is added to this program's environment, or replaces it where ``inherit`` is false.  With ``outlive`` the child goes on when this program ends
     (a service).
     """
     argv = [str(word) for word in command]
@@ -95,7 +96,7 @@ def start(
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        env={**os.environ, "PATH": search_path(), **(env or {})},
+        env={**(os.environ if inherit else {}), "PATH": search_path(), **(env or {})},
         cwd=cwd,
         start_new_session=True,
     )
@@ -116,6 +117,7 @@ def run(
     *,
     input: bytes | None = None,
     env: Mapping[str, str] | None = None,
+    inherit: bool = True,
     cwd: Path | None = None,
     timeout: float | None = None,
     log: IO[bytes] | None = None,
@@ -133,6 +135,7 @@ def run(
         stdout=log if log is not None else subprocess.PIPE,
         stderr=subprocess.STDOUT if log is not None else subprocess.PIPE,
         env=env,
+        inherit=inherit,
         cwd=cwd,
     )
     name = Path(str(command[0])).name

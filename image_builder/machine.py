@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a disk under QEMU, the disk itself untouched: firmware, config drive, console, ssh, shutdown.
+
+The guest gets its ssh key as on OpenStack, by cloud-init from a config drive, and reaches nothing but this host.
+"""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundwork import files, process
+from groundwork.compat import StrEnum
+from groundwork.errors import InputError, SageError
+from image_builder.variant import Arch
+
+_MIB = 1 << 20
+_MEMORY_MIB = 2048
+_GROW_BY = 2048 * _MIB  # the machine's disk is larger than the image, so that growing can be seen
+_HOST_NAME = "sage-verify"
+
+
+class Firmware(StrEnum):
+    """What starts the machine."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
+@dataclass(frozen=True)
+class _Model:
+    program: str
+    machine: str
+    console: str
+    package: str
+    # UEFI code and variables, as the distributions' packages name them, the newest first
+    uefi: tuple[tuple[str, str], ...]
+
+
+_MODELS = {
+    Arch.AMD64: _Model(
+        "qemu-system-x86_64",
+        "q35",
+        "ttyS0",
+        "ovmf",
+        (
+            ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+            ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+        ),
+    ),
+    Arch.ARM64: _Model(
+        "qemu-system-aarch64",
+        "virt",
+        "ttyAMA0",
+        "qemu-efi-aarch64",
+        (("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd"),),
+    ),
+}
+
+
+class MachineError(SageError):
+    """The machine did not do what was waited for; ``console`` has the end of its serial console."""
+
+    def __init__(self, message: str, console_tail: str) -> None:
+        super().__init__(message)
+        self.console = console_tail
+
+
+@dataclass(frozen=True)
+class LoginKey:
+    """A key pair for one run, in OpenSSH's forms.  The private half is never written to a file."""
+
+    private: str
+    public: str
+
+
+def new_key() -> LoginKey:
+    """Make an Ed25519 key pair."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return LoginKey(private.decode(), public.decode() + " sage-verify")
+
+
+def firmwares(arch: Arch) -> tuple[Firmware, ...]:
+    """The firmwares that machines of this architecture have."""
+    return (Firmware.BIOS, Firmware.UEFI) if arch is Arch.AMD64 else (Firmware.UEFI,)
+
+
+def programs(arch: Arch) -> tuple[str, ...]:
+    """The programs that running a machine of this architecture takes."""
+    return (_MODELS[arch].program, "qemu-img", "mkfs.vfat", "mmd", "mcopy")
+
+
+def uefi_files(arch: Arch) -> tuple[Path, Path]:
+    """The UEFI firmware's code and its empty variables.  InputError when none is installed."""
+    model = _MODELS[arch]
+    for code, variables in model.uefi:
+        if Path(code).exists() and Path(variables).exists():
+            return Path(code), Path(variables)
+    raise InputError("no UEFI firmware for QEMU is installed", hint=f"install with: apt-get install {model.package}")
+
+
+def kvm_works() -> bool:
+    """Whether KVM runs a guest here.
+
+    On some hosts ``/dev/kvm`` opens and a guest then hangs without an error: so SeaBIOS is started and must say
+    so within three seconds.
+    """
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    # fmt: off
+    child = process.start(
+        ["qemu-system-x86_64", "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "64", "-display", "none",
+         "-nodefaults", "-chardev", "stdio,id=log", "-device", "isa-debugcon,iobase=0x402,chardev=log"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )
+    # fmt: on
+    try:
+        assert child.stdout is not None
+        os.set_blocking(child.stdout.fileno(), False)
+        said = b""
+        for _ in process.poll_until(3.0, 0.05):
+            said += child.stdout.read() or b""
+            if b"SeaBIOS" in said:
+                return True
+            if child.poll() is not None:
+                return False
+        return False
+    finally:
+        process.stop(child, patience=1.0)
+
+
+class Machine:
+    """A running virtual machine; :func:`running` makes it."""
+
+    def __init__(
+        self, firmware: Firmware, child: "subprocess.Popen[bytes]", port: int, log: Path, key: LoginKey
+    ) -> None:
+        self.firmware = firmware
+        self.log = log
+        self.begin = time.monotonic()
+        self._child = child
+        self._port = port
+        self._key = key
+
+    def console_tail(self, lines: int = 30) -> str:
+        """The end of what the machine said on its serial console."""
+        return files.tail(self.log, lines)
+
+    def login(self, user: str, deadline: float) -> Any:
+        """Wait until ``user`` can log in by the key and return a fabric.Connection.
+
+        ``deadline`` in seconds from power-on.  Raises MachineError when it is over or the machine ended.
+        """
+        reason = "nothing answered on port 22"
+        while (left := deadline - (time.monotonic() - self.begin)) > 0:
+            self._still_running()
+            try:
+                return self._connect(user, min(left, 60.0))
+            except Exception as error:  # paramiko raises a dozen kinds while the guest is coming up
+                reason = f"{type(error).__name__}: {error}"
+            time.sleep(0.5)
+        raise MachineError(f"no login as {user} within {deadline:g} s of power-on ({reason})", self.console_tail())
+
+    def offered_logins(self, user: str) -> list[str]:
+        """The ways of authentication that the machine's ssh server offers to a user who shows nothing."""
+        import paramiko
+
+        transport = paramiko.Transport(("127.0.0.1", self._port))
+        try:
+            transport.start_client(timeout=60)
+            transport.auth_none(user)
+        except paramiko.BadAuthenticationType as error:
+            return list(error.allowed_types)
+        finally:
+            transport.close()
+        return ["none"]
+
+    def takes_key_of(self, user: str) -> bool:
+        """Whether ``user`` may log in with the key."""
+        import paramiko
+
+        try:
+            self._connect(user, 60.0).close()
+        except paramiko.AuthenticationException:
+            return False
+        return True
+
+    def wait_off(self, deadline: float) -> bool:
+        """Wait, ``deadline`` seconds, for the machine to power itself off."""
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(deadline)
+        return self._child.poll() is not None
+
+    def _connect(self, user: str, timeout: float) -> Any:
+        import fabric
+        import paramiko
+
+        with socket.create_connection(("127.0.0.1", self._port), timeout=2.0) as probe:
+            # QEMU's side of the connection is always there; only the guest's greeting shows the guest's.
+            probe.settimeout(min(timeout, 20.0))
+            if not probe.recv(4):
+                raise ConnectionError("the guest closed the connection")
+        key = paramiko.Ed25519Key.from_private_key(io.StringIO(self._key.private))
+        options = {"pkey": key, "look_for_keys": False, "allow_agent": False}
+        connection = fabric.Connection(
+            "127.0.0.1",
+            user=user,
+            port=self._port,
+            connect_timeout=int(timeout),
+            config=fabric.Config(lazy=True),
+            connect_kwargs={**options, "banner_timeout": timeout, "auth_timeout": timeout},
+        )
+        connection.open()
+        return connection
+
+    def _still_running(self) -> None:
+        if self._child.poll() is not None:
+            raise MachineError(f"the machine ended with exit status {self._child.returncode}", self.console_tail())
+
+
+@contextmanager
+def running(
+    image: Path, arch: Arch, firmware: Firmware, key: LoginKey, log: Path, scratch: Path, *, accel: str, cpus: int
+) -> Iterator[Machine]:
+    """Power on a machine with a copy-on-write layer over ``image``; when the block ends the machine is gone.
+
+    ``log`` gets its serial console.  ``accel`` is ``kvm`` or ``tcg``.
+    """
+    model = _MODELS[arch]
+    layer = scratch / f"{firmware}.qcow2"
+    facts = json.loads(process.run(["qemu-img", "info", "--output=json", image], timeout=60))
+    size = (int(facts["virtual-size"]) + _GROW_BY) // _MIB * _MIB
+    backing = ["-b", image.resolve(), "-F", facts["format"]]
+    process.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, layer, str(size)], timeout=60)
+    drive = _config_drive(scratch / f"{firmware}-config.img", key)
+    pflash: list[str] = []
+    if firmware is Firmware.UEFI:
+        code, variables = uefi_files(arch)
+        own = scratch / f"{firmware}-variables.fd"
+        own.write_bytes(variables.read_bytes())
+        for path, readonly in ((code, "on"), (own, "off")):
+            pflash += ["-drive", f"if=pflash,format=raw,readonly={readonly},file={_quoted(path)}"]
+    files.make_folder(log.parent)
+    log.unlink(missing_ok=True)
+    complaints = scratch / f"{firmware}.stderr"
+    port = _free_port()
+    accelerator = "kvm" if accel == "kvm" else "tcg,thread=multi,tb-size=512"
+    # fmt: off
+    command: list[str | Path] = [
+        model.program, "-name", f"sage-verify-{firmware}", "-machine", model.machine, "-accel", accelerator,
+        "-cpu", "host" if accel == "kvm" else "max", "-smp", str(cpus), "-m", str(_MEMORY_MIB),
+        "-nodefaults", "-display", "none", "-no-reboot", *pflash,
+        "-drive", f"file={_quoted(layer)},if=virtio,format=qcow2,cache=unsafe,discard=unmap",
+        "-drive", f"file={_quoted(drive)},if=virtio,format=raw,readonly=on",
+        "-netdev", f"user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22",
+        "-device", "virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56,romfile=", "-device", "virtio-rng-pci",
+        "-serial", f"file:{log}",
+    ]
+    # fmt: on
+    with complaints.open("wb") as stderr:
+        child = process.start(command, stdout=stderr, stderr=stderr)
+    try:
+        time.sleep(0.2)
+        if child.poll() is not None:
+            raise SageError(f"{model.program} ended at once: {files.tail(complaints, 5)}")
+        yield Machine(firmware, child, port, log, key)
+    finally:
+        process.stop(child, patience=3.0)
+
+
+def _config_drive(path: Path, key: LoginKey) -> Path:
+    """A config drive as Nova makes one (vfat, labelled ``config-2``), that holds a name and the key."""
+    metadata = {
+        "uuid": str(uuid.uuid4()),
+        "name": _HOST_NAME,
+        "hostname": _HOST_NAME,
+        "launch_index": 0,
+        "availability_zone": "nova",
+        "public_keys": {"sage-verify": key.public},
+    }
+    with path.open("wb") as stream:
+        stream.truncate(16 * _MIB)
+    process.run(["mkfs.vfat", "-n", "CONFIG-2", path], timeout=60)
+    env = {"MTOOLS_SKIP_CHECK": "1"}
+    process.run(["mmd", "-i", path, "::/openstack", "::/openstack/latest"], env=env, timeout=60)
+    for name, document in (("meta_data.json", metadata), ("network_data.json", _NETWORK), ("vendor_data.json", {})):
+        text = json.dumps(document).encode()
+        process.run(["mcopy", "-i", path, "-", f"::/openstack/latest/{name}"], input=text, env=env, timeout=60)
+    return path
+
+
+# By DHCP, as at Chameleon's bare-metal sites; QEMU's user network answers.
+_NETWORK = {
+    "links": [{"id": "tap0", "type": "phy", "ethernet_mac_address": "52:54:00:12:34:56", "mtu": 1500}],
+    "networks": [{"id": "network0", "type": "ipv4_dhcp", "link": "tap0", "network_id": "verify"}],
+    "services": [],
+}
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace(",", ",,")  # QEMU's own escape

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A variant: what an image holds and what it promises, as data.
+
+``variants/<name>.yaml`` names the elements, packages and settings that make the image and the checks that it
+must pass.  With ``extends`` it adds to another variant.  People's own variants lie in folders of their own and
+may extend ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from groundwork import documents
+from groundwork.compat import StrEnum
+from groundwork.documents import Document
+from groundwork.errors import unknown
+
+
+class Arch(StrEnum):
+    """Architectures, as Debian calls them."""
+
+    AMD64 = "amd64"
+    ARM64 = "arm64"
+
+
+class Probe(StrEnum):
+    """Checks that are made from outside the machine."""
+
+    SSH_PASSWORD_REFUSED = "ssh-password-refused"  # noqa: S105 - no password
+    SSH_ROOT_REFUSED = "ssh-root-refused"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A promise of the image.
+
+    Either ``run``, a bash script (``-euo pipefail``) that must exit with 0 within ``timeout`` seconds when ``cc``
+    runs it in the booted image, or a ``probe`` from outside.
+    """
+
+    name: str
+    run: str | None
+    probe: Probe | None
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant with all that it extends carried in.
+
+    ``image_name`` has the fields ``{os}``, ``{version}`` and ``{arch}``.  ``space_gib``: free disk that a build
+    needs.  ``origins`` says where an element or a setting was named: its file, line and key, for errors.
+    """
+
+    name: str
+    description: str
+    image_name: str
+    arches: tuple[Arch, ...]
+    elements: tuple[str, ...]
+    packages: tuple[str, ...]
+    settings: dict[str, str]
+    checks: tuple[Check, ...]
+    space_gib: int
+    origins: dict[tuple[str, str], tuple[Document, tuple[str | int, ...]]] = field(repr=False, compare=False)
+
+
+_TEXTS = {"type": "array", "items": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9.+_:-]*$"}}
+_CHECK = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string"},
+        "run": {"type": "string", "description": "a bash script that exits with 0 when the promise is kept"},
+        "probe": {"enum": [str(probe) for probe in Probe]},
+        "timeout": {"type": "number", "exclusiveMinimum": 0, "maximum": 3600, "description": "seconds"},
+    },
+}
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "description": {"type": "string"},
+        "extends": {"type": "string", "description": "the name of another variant"},
+        "image_name": {"type": "string", "pattern": "^[^ :/]+$", "description": "a name without blanks and colons"},
+        "arches": {"type": "array", "minItems": 1, "items": {"enum": [str(arch) for arch in Arch]}},
+        "elements": _TEXTS,
+        "packages": _TEXTS,
+        "settings": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
+        "checks": {"type": "array", "items": _CHECK},
+        "space_gib": {"type": "integer", "minimum": 1, "maximum": 1000},
+    },
+}
+_DEFAULT_TIMEOUT = 60.0
+_DEFAULT_SPACE_GIB = 6
+
+
+def available(folders: Sequence[Path]) -> dict[str, Path]:
+    """Variant's name -> its file; in several folders of the same name the first folder's counts."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def load(name: str, folders: Sequence[Path]) -> Variant:
+    """Read the variant of that name, with what it extends.
+
+    Raises InputError for an unknown name, and, with file, line and key, for whatever is wrong in a file.
+    """
+    known = available(folders)
+    if name not in known:
+        raise unknown("variant", name, known)
+    chain: list[Document] = []
+    path = known[name]
+    while True:
+        document = documents.load(path, SCHEMA)
+        chain.append(document)
+        parent = document.data.get("extends")
+        if parent is None:
+            break
+        if parent not in known:
+            hint = unknown("variant", parent, known).hint
+            raise document.error(["extends"], f"there is no variant {parent!r}", hint=hint)
+        path = known[parent]
+        if any(path == seen.path for seen in chain):
+            names = " -> ".join([*(seen.path.stem for seen in chain), parent])
+            raise document.error(["extends"], f"goes round in a circle: {names}")
+    return _merge(name, chain)
+
+
+def _merge(name: str, chain: Sequence[Document]) -> Variant:
+    """Carry the parents' data into one variant; ``chain`` begins with the variant itself."""
+    origins: dict[tuple[str, str], tuple[Document, tuple[str | int, ...]]] = {}
+    scalars: dict[str, Any] = {}
+    lists: dict[str, list[str]] = {"elements": [], "packages": []}
+    settings: dict[str, str] = {}
+    checks: dict[str, Check] = {}
+    for document in reversed(chain):
+        data = document.data
+        scalars.update({key: data[key] for key in ("description", "image_name", "arches", "space_gib") if key in data})
+        for key, items in lists.items():
+            for position, item in enumerate(data.get(key, [])):
+                if item not in items:
+                    items.append(item)
+                    origins[key, item] = (document, (key, position))
+        for key, value in data.get("settings", {}).items():
+            settings[key] = ("1" if value else "0") if isinstance(value, bool) else str(value)
+            origins["settings", key] = (document, ("settings", key))
+        for position, row in enumerate(data.get("checks", [])):
+            if ("run" in row) == ("probe" in row):
+                raise document.error(["checks", position], f"check {row['name']!r} needs either 'run' or 'probe'")
+            checks[row["name"]] = Check(  # one of the parent's with the same name is replaced
+                name=row["name"],
+                run=row.get("run"),
+                probe=Probe(row["probe"]) if "probe" in row else None,
+                timeout=float(row.get("timeout", _DEFAULT_TIMEOUT)),
+            )
+    itself = chain[0]
+    for key in ("image_name", "description"):
+        if key not in scalars:
+            raise itself.error([], f"the key {key!r} is missing, here and in what it extends")
+    if not lists["elements"]:
+        raise itself.error([], "the key 'elements' is missing, here and in what it extends")
+    try:
+        scalars["image_name"].format(os="", version="", arch="")
+    except (KeyError, ValueError, IndexError):
+        raise itself.error(
+            ["image_name"], "expected a name with no fields but {os}, {version} and {arch}", of_key=False
+        ) from None
+    return Variant(
+        name=name,
+        description=scalars["description"],
+        image_name=scalars["image_name"],
+        arches=tuple(Arch(arch) for arch in scalars.get("arches", list(Arch))),
+        elements=tuple(lists["elements"]),
+        packages=tuple(lists["packages"]),
+        settings=settings,
+        checks=tuple(checks.values()),
+        space_gib=scalars.get("space_gib", _DEFAULT_SPACE_GIB),
+        origins=origins,
+    )
