@@ -91,7 +91,7 @@ def publish(
     manifest: Manifest,
     folder: Path,
     sites: Sequence[Site],
-    options: PublishOptions = PublishOptions(),  # noqa: B008  (frozen)
+    options: PublishOptions = PublishOptions(),
     *,
     connections: "Mapping[str, Connection | SageError] | None" = None,
 ) -> PublishReport:
