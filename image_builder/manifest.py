@@ -78,6 +78,7 @@ class Manifest:
     os_version: str
     arch: str
     recipe_digest: str
+    checks_digest: str
     built_at: str
     project_version: str
     commit: str | None
@@ -112,6 +113,16 @@ def read(path: Path) -> tuple[Manifest, Path]:
         if there.stat().st_size != file.size:
             raise InputError(f"{there} has {there.stat().st_size} bytes; the manifest says {file.size}")
     return manifest, path.parent
+
+
+def check_digest(manifest: Manifest, path: Path) -> None:
+    """Raise InputError when one of the manifest's files is not what was built."""
+    expected = next(file.sha256 for file in manifest.files if file.name == path.name)
+    if files.digest_file(path).sha256 != expected:
+        raise InputError(
+            f"{path} is not the file that was built: its SHA-256 differs from the manifest's",
+            hint="build or copy it again",
+        )
 
 
 def write(manifest: Manifest, folder: Path) -> Path:

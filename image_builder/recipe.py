@@ -7,10 +7,11 @@ serves bare-metal and KVM sites, and settles at boot what differs (see ``docs/im
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import groundwork
@@ -107,12 +108,14 @@ def make(
     element_folders: Sequence[Path],
     mirror: str | None = None,
     revision: str | None = None,
+    overrides: Mapping[str, tuple[str, str]] = MappingProxyType({}),
 ) -> Recipe:
     """Put a recipe together.  ``element_folders`` hold elements, the first that has one of a name counts.
 
     ``mirror`` replaces the archive's (the security archive, where it is one of its own, is then looked for
     beside it, as ``<mirror>-security``).  ``revision`` is a time (YYYYMMDDTHHMMSSZ) at which a snapshot of the
-    archive is taken.  Raises InputError for what does not fit together.
+    archive is taken.  ``overrides``: elements' settings given by a flag, as setting -> (flag, value).
+    Raises InputError for what does not fit together.
     """
     rows = releases()
     if release not in rows:
@@ -124,7 +127,7 @@ def make(
     row = rows[release]
     archive = _archive(row, release, arch, mirror, revision)
     digests = _element_digests(variant, element_folders)
-    _check_settings(variant, element_folders, digests)
+    chosen = _settings(variant, element_folders, digests, overrides)
     fields: dict[str, Any] = {
         "variant": variant.name,
         "image_name": variant.image_name.format(
@@ -138,7 +141,7 @@ def make(
         "elements": (row["element"], *variant.elements),
         "element_digests": digests,
         "packages": variant.packages,
-        "settings": variant.settings,
+        "settings": chosen,
     }
     content = {
         **fields,
@@ -242,8 +245,10 @@ def _no_element(name: str, named_in: Document | Path, variant: Variant, folders:
     return document.error(keys, message, hint=hint)
 
 
-def _check_settings(variant: Variant, folders: Sequence[Path], elements: dict[str, str]) -> None:
-    """Check the variant's settings against the schemas of its elements."""
+def _settings(
+    variant: Variant, folders: Sequence[Path], elements: Iterable[str], overrides: Mapping[str, tuple[str, str]]
+) -> dict[str, str]:
+    """The settings of the variant and of flags, checked against the schemas of its elements."""
     from jsonschema import Draft202012Validator
 
     known: dict[str, Any] = {}
@@ -252,10 +257,20 @@ def _check_settings(variant: Variant, folders: Sequence[Path], elements: dict[st
         schema = folder / "settings.yaml" if folder else None
         if schema is not None and schema.exists():
             known.update(documents.load(schema, {"type": "object"}).data)
-    for key, value in variant.settings.items():
-        document, keys = variant.origins["settings", key]
+
+    def complaint(key: str, value: str) -> tuple[str, str | None] | None:
         if key in known:
             for error in Draft202012Validator(known[key]).iter_errors(value):
-                raise document.error(keys, error.message, hint=known[key].get("description"))
+                return error.message, known[key].get("description")
         elif not key.startswith("DIB_"):  # stock elements have no schema to check against
-            raise document.error(keys, "no element of this variant takes this setting", hint=nearest(key, known))
+            return "no element of this variant takes this setting", nearest(key, known)
+        return None
+
+    for key, value in variant.settings.items():
+        if found := complaint(key, value):
+            document, keys = variant.origins["settings", key]
+            raise document.error(keys, found[0], hint=found[1])
+    for key, (flag, value) in overrides.items():
+        if found := complaint(key, value):
+            raise InputError(f"{flag}: {found[0]} ({key}); the variant is {variant.name}", hint=found[1])
+    return {**variant.settings, **{key: value for key, (_, value) in overrides.items()}}

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipe -> finished build: root tree, disk, check, manifest; what stands already is passed over.
+
+Products in the making lie in the cache, by the recipe's digest; a finished build appears in the output folder by
+one rename, as ``<image name>/<build id>/``.
+"""
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import groundwork
+from chameleon_sites.sites import DiskFormat
+from groundwork import console, files, process, products
+from groundwork.errors import InputError
+from groundwork.process import ProcessError
+from image_builder import disk, machine, manifest, rootfs, verify
+from image_builder.disk import Disk
+from image_builder.manifest import CheckReport, Manifest
+from image_builder.recipe import Recipe
+
+_GIB = 1 << 30
+_OUTPUT_SPACE = 2 * _GIB
+_LOCK_DEADLINE = 6 * 3600.0
+
+
+@dataclass(frozen=True)
+class Build:
+    """A finished build and its folder; ``fresh`` when this run made it or added to it."""
+
+    manifest: Manifest
+    folder: Path
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Places:
+    """``output`` for finished builds, ``cache`` for all else."""
+
+    output: Path
+    cache: Path
+
+
+def find(recipe: Recipe, output: Path) -> Build | None:
+    """The newest finished build of this very recipe."""
+    for path in sorted(output.glob(f"{recipe.image_name}/*-{recipe.digest[:8]}/{manifest.MANIFEST}"), reverse=True):
+        try:
+            found, folder = manifest.read(path)
+        except InputError as error:
+            console.warn(f"passing over a damaged build: {error}")
+            continue
+        if found.recipe_digest == recipe.digest:
+            return Build(found, folder, fresh=False)
+    return None
+
+
+def is_complete(build: Build, recipe: Recipe, formats: Iterable[DiskFormat], *, verified: bool) -> bool:
+    """Whether the build has all formats and, where asked for, a good report of the recipe's checks."""
+    have = {file.format for file in build.manifest.files}
+    return set(formats) <= have and (not verified or _is_checked(build.manifest, recipe))
+
+
+def needs_root(recipe: Recipe, places: Places, *, force: bool) -> bool:
+    """Whether making this build takes a new root tree, or reading one."""
+    return force or (find(recipe, places.output) is None and _standing_disk(recipe, places.cache) is None)
+
+
+def check_machine(recipe: Recipe, places: Places, *, verified: bool, tree: bool) -> None:
+    """Raise InputError for what this machine lacks, before any work is done."""
+    arch = recipe.arch
+    native = process.run(["dpkg", "--print-architecture"]).strip()
+    if tree and arch != native:
+        raise InputError(
+            f"an {arch} image can't be built on this {native} machine yet", hint=f"run this on an {arch} machine"
+        )
+    needed = set(disk.PROGRAMS)
+    if tree:
+        needed |= set(rootfs.PROGRAMS)
+    if verified:
+        needed |= set(machine.programs(arch))
+    process.require(*sorted(needed))
+    if verified:
+        machine.uefi_files(arch)
+    if tree:
+        _check_space(places.cache, recipe.space_gib * _GIB)
+    _check_space(places.output, _OUTPUT_SPACE)
+
+
+def build(
+    recipe: Recipe,
+    formats: Sequence[DiskFormat],
+    places: Places,
+    *,
+    checking: verify.Options | None,
+    force: bool = False,
+) -> Build:
+    """Make the build, or what it lacks.  Without ``checking`` the image is not booted.
+
+    ``force`` builds the tree again.  A second build of one recipe at the same time waits for the first and takes
+    its result.
+    """
+    begin = time.time()
+
+    def done() -> Build | None:
+        found = find(recipe, places.output)
+        if found is None or not is_complete(found, recipe, formats, verified=checking is not None):
+            return None
+        made_since = found.folder.stat().st_mtime >= begin
+        return found if made_since or not force else None
+
+    if (found := done()) is not None:
+        return found
+    waiting = f"another build of {recipe.image_name} goes on; waiting for its result (pid "
+    with files.lock(
+        places.cache / f"locks/{recipe.digest}.lock",
+        wait=_LOCK_DEADLINE,
+        on_wait=lambda owner: console.say(waiting + owner + ")"),
+    ):
+        if (found := done()) is not None:
+            return found
+        check_machine(recipe, places, verified=checking is not None, tree=needs_root(recipe, places, force=force))
+        with rootfs.workspace(places.cache) as scratch:
+            standing = None if force else find(recipe, places.output)
+            if standing is not None:
+                return _complete(standing, recipe, formats, places, checking, scratch)
+            return _make(recipe, formats, places, checking, scratch, force=force)
+
+
+def _make(
+    recipe: Recipe,
+    formats: Sequence[DiskFormat],
+    places: Places,
+    checking: verify.Options | None,
+    scratch: Path,
+    *,
+    force: bool,
+) -> Build:
+    """Tree, disk, check, manifest."""
+    seconds: dict[str, float] = {}
+    logs = files.make_folder(places.cache / "logs" / recipe.digest[:16])
+    log = logs / "build.log"
+    place = places.cache / "disks" / recipe.digest
+    finished = None if force else _standing_disk(recipe, places.cache)
+    tree = None
+    commit, clean = project_state()
+    if finished is None:
+        tree = None if force else rootfs.standing(recipe, places.cache)
+        if tree is None:
+            log.unlink(missing_ok=True)
+            with _stage("root tree", seconds) as stage:
+                tree = rootfs.build(recipe, places.cache, log, stage, _provenance(recipe, commit))
+                stage.note = f"{len(tree.packages)} packages, {console.mebibytes(tree.size)}"
+        else:
+            console.say("= root tree: stands already")
+    else:
+        console.say("= disk: stands already")
+    if finished is None or not set(formats) <= {file.format for file in finished.files}:
+        with _stage("disk", seconds) as stage:
+            finished = _disk(recipe, tree, finished, formats, place, scratch, stage)
+            rootfs.remove(recipe, places.cache)  # whatever else is needed can be made of the disk
+            stage.note = ", ".join(f"{file.format} {console.mebibytes(file.size)}" for file in finished.files)
+    packages = products.load(_Packages, place / "packages.json").packages
+    report = None
+    if checking is not None:
+        report = _verify(recipe, place / finished.files[0].name, logs, scratch, checking, seconds)
+    made = Manifest(
+        build_id=finished.build_id,
+        image_name=recipe.image_name,
+        variant=recipe.variant,
+        release=recipe.release,
+        os_name=recipe.os_name,
+        os_version=recipe.os_version,
+        arch=str(recipe.arch),
+        recipe_digest=recipe.digest,
+        checks_digest=recipe.checks_digest,
+        built_at=finished.built_at,
+        project_version=groundwork.__version__,
+        commit=commit,
+        clean=clean,
+        elements=recipe.element_digests,
+        packages=packages,
+        disk_size=finished.disk_size,
+        files=finished.files,
+        checks=report,
+        stage_seconds=seconds,
+    )
+    folder = _put_out(made, place, logs, places.output)
+    files.remove_tree(place)
+    return Build(made, folder, fresh=True)
+
+
+def _complete(
+    standing: Build,
+    recipe: Recipe,
+    formats: Sequence[DiskFormat],
+    places: Places,
+    checking: verify.Options | None,
+    scratch: Path,
+) -> Build:
+    """Add to a finished build the formats and the check that it lacks."""
+    old = standing.manifest
+    seconds = dict(old.stage_seconds)
+    have = Disk(old.recipe_digest, old.build_id, old.built_at, old.disk_size, old.files)
+    if not set(formats) <= {file.format for file in old.files}:
+        scratch_here = files.make_folder(standing.folder / ".scratch")  # beside, so that a rename is enough
+        try:
+            with _stage("formats", seconds) as stage:
+                have = disk.make(
+                    None, have, recipe.image_name, recipe.arch, formats, standing.folder, scratch_here, stage
+                )
+        finally:
+            files.remove_tree(scratch_here)
+    report = old.checks
+    if checking is not None and not _is_checked(old, recipe):
+        image = standing.folder / have.files[0].name
+        report = _verify(recipe, image, standing.folder, scratch, checking, seconds)
+    made = replace(old, files=have.files, checks=report, checks_digest=recipe.checks_digest, stage_seconds=seconds)
+    manifest.write(made, standing.folder)
+    return Build(made, standing.folder, fresh=True)
+
+
+@dataclass(frozen=True)
+class _Packages:
+    """What the tree held, kept beside the disk when the tree is gone."""
+
+    packages: tuple[manifest.Package, ...]
+
+
+def _disk(
+    recipe: Recipe,
+    tree: rootfs.RootTree | None,
+    standing: Disk | None,
+    formats: Sequence[DiskFormat],
+    place: Path,
+    scratch: Path,
+    stage: console.Stage,
+) -> Disk:
+    """Make the disk's files and put them, by one rename, where :func:`_standing_disk` looks."""
+    if standing is not None:
+        made = disk.make(None, standing, recipe.image_name, recipe.arch, formats, place, scratch, stage)
+        products.save(made, place / "disk.json")
+        return made
+    fresh = files.make_folder(scratch / "disk")
+    made = disk.make(tree, None, recipe.image_name, recipe.arch, formats, fresh, scratch, stage)
+    products.save(_Packages(tree.packages if tree else ()), fresh / "packages.json")
+    products.save(made, fresh / "disk.json")
+    files.remove_tree(place)
+    files.make_folder(place.parent)
+    fresh.rename(place)
+    return made
+
+
+def _standing_disk(recipe: Recipe, cache: Path) -> Disk | None:
+    product = cache / "disks" / recipe.digest / "disk.json"
+    return products.load(Disk, product) if product.exists() else None
+
+
+def _verify(
+    recipe: Recipe, image: Path, logs: Path, scratch: Path, checking: verify.Options, seconds: dict[str, float]
+) -> CheckReport:
+    with _stage("verify", seconds) as stage:
+        report = verify.verify(image, recipe.arch, recipe.checks, logs, scratch, checking, stage)
+        if not report.passed:
+            raise verify.explain(report, logs)
+        boots = ", ".join(f"{name} up in {time:.0f} s" for name, time in report.boot_seconds.items())
+        stage.note = f"{len(report.results)} checks passed; {boots}"
+    return report
+
+
+def _put_out(made: Manifest, place: Path, logs: Path, output: Path) -> Path:
+    """Move image and logs into the output folder and write the manifest; all of it appears by one rename."""
+    folder = files.make_folder(output / made.image_name) / made.build_id
+    partial = folder.with_name(f".{made.build_id}.partial")
+    files.remove_tree(partial)
+    files.make_folder(partial)
+    try:
+        for file in made.files:
+            shutil.move(place / file.name, partial / file.name)
+            files.give_to_owner_of(partial, partial / file.name)
+        for log in sorted(logs.iterdir()):
+            shutil.move(log, partial / log.name)
+            files.give_to_owner_of(partial, partial / log.name)
+        manifest.write(made, partial)
+        files.remove_tree(folder)
+        partial.rename(folder)
+    finally:
+        files.remove_tree(partial)
+    return folder
+
+
+def _is_checked(made: Manifest, recipe: Recipe) -> bool:
+    return made.checks is not None and made.checks.passed and made.checks_digest == recipe.checks_digest
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = files.free_bytes(folder)
+    if free < needed:
+        raise InputError(
+            f"{folder} has {free / _GIB:.1f} GiB free; this needs {needed / _GIB:.0f} GiB",
+            hint="make room, or name another disk with --cache-dir and --output-dir",
+        )
+
+
+def _provenance(recipe: Recipe, commit: str | None) -> dict[str, object]:
+    """What the image says of itself in ``/opt/chameleon/provenance.json``."""
+    return {
+        "project": "sage-chameleon",
+        "project_version": groundwork.__version__,
+        "commit": commit,
+        "image_name": recipe.image_name,
+        "variant": recipe.variant,
+        "release": recipe.release,
+        "arch": str(recipe.arch),
+        "recipe_digest": recipe.digest,
+    }
+
+
+def project_state() -> tuple[str | None, bool | None]:
+    """The commit this program runs from and whether nothing was changed since; None, None outside a clone."""
+    top = Path(groundwork.__file__).parents[1]
+    if not (top / ".git").exists() or process.find("git") is None:
+        return None, None
+    git: list[str | Path] = ["git", "-c", f"safe.directory={top}", "-C", top]
+    try:
+        commit = process.run([*git, "rev-parse", "HEAD"], timeout=30).strip()
+        return commit, not process.run([*git, "status", "--porcelain"], timeout=60).strip()
+    except ProcessError:  # a repository without a commit
+        return None, None
+
+
+@contextmanager
+def _stage(title: str, seconds: dict[str, float]) -> Iterator[console.Stage]:
+    with console.stage(title) as stage:
+        yield stage
+        seconds[title] = round(stage.elapsed, 2)

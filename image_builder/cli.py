@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands ``create-image`` and ``sage-image``: settings -> stages -> report."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import groundwork
+from chameleon_sites import cloud
+from chameleon_sites.sites import DiskFormat, Site, SiteKind, load_sites, pick_sites
+from groundwork import console, files, process, products, settings
+from groundwork.errors import InputError, SageError
+from groundwork.program import run_program
+from groundwork.settings import Parser, Setting
+from image_builder import build as builder
+from image_builder import disk, machine, manifest, privilege, recipe, variant, verify
+from image_builder import publish as publishing
+from image_builder import settings as table
+from image_builder.build import Build, Places
+from image_builder.catalog import Visibility
+from image_builder.publish import Outcome
+from image_builder.recipe import Recipe
+from image_builder.rootfs import workspace
+from image_builder.variant import Arch
+
+_EPILOG = """\
+Every setting can also be given in the environment (SAGE_OUTPUT_DIR for --output-dir) and in a configuration file
+(~/.config/sage-chameleon/config.yaml, key output-dir).  Exit codes: 0 done, 1 failed, 2 wrong input or
+configuration, 3 some sites failed.
+"""
+
+
+def create_image() -> NoReturn:
+    """The console script ``create-image``."""
+    run_program(lambda: _create_image(sys.argv[1:]))
+
+
+def sage_image() -> NoReturn:
+    """The console script ``sage-image``."""
+    run_program(lambda: _sage_image(sys.argv[1:]))
+
+
+def project_folder(name: str) -> Path:
+    """Our ``elements`` or ``variants``: in the clone, or carried along in the installed package."""
+    in_clone = Path(__file__).parents[1] / name
+    return in_clone if in_clone.is_dir() else Path(__file__).parent / "data" / name
+
+
+def _create_image(words: Sequence[str]) -> int:
+    parser = Parser(
+        prog="create-image",
+        description="Build a Sage image, boot and check it, and publish it to Chameleon's sites.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"create-image {groundwork.__version__}")
+    settings.add_flags(parser, table.CREATE_IMAGE)
+    values = _values(table.CREATE_IMAGE, parser.parse_args(words))
+    begin = time.monotonic()
+    sites = _sites(values)
+    if values["publish"] and not sites:
+        raise InputError("--publish needs at least one --site", hint="known sites: " + ", ".join(load_sites()))
+    if values["publish"] and values["no_verify"]:
+        raise InputError("an image that was not booted is not published", hint="leave out --no-verify or --publish")
+    recipes = _recipes(values)
+    formats = _formats(values, sites)
+    places = Places(output=values["output_dir"], cache=values["cache_dir"])
+    checking = None if values["no_verify"] else verify.Options(values["accel"], float(values["boot_timeout"]))
+    if values["dry_run"]:
+        return _dry_run(values, recipes, formats, sites, places)
+    connections = _connect(sites) if values["publish"] else {}
+    todo = [made for made in recipes if builder.needs_root(made, places, force=values["force"])]
+    if todo and not privilege.is_root():
+        for made in todo:
+            builder.check_machine(made, places, verified=checking is not None, tree=True)
+        flags = settings.as_flags(table.CREATE_IMAGE, {**values, "config": os.devnull})
+        privilege.rerun_as_root("image_builder.cli:create_image", flags)
+    builds = [builder.build(made, formats, places, checking=checking, force=values["force"]) for made in recipes]
+    codes = [0]
+    changed = any(build.fresh for build in builds)
+    report: dict[str, Any] = {"images": [_build_data(build) for build in builds]}
+    for build in builds:
+        _tell_build(build, values, sites)
+        if values["publish"]:
+            published = publishing.publish(
+                build.manifest, build.folder, sites, _publish_options(values), connections=connections
+            )
+            _tell_publication(published)
+            report.setdefault("publications", []).append(products.to_data(published))
+            codes.append(publishing.exit_code(published))
+            changed |= any(site.outcome is not Outcome.UNCHANGED for site in published.sites)
+    if not changed:
+        console.say(f"Nothing has changed: not built, booted or uploaded again ({time.monotonic() - begin:.1f} s)")
+    console.result_json(report)
+    # some sites failed, for one image at least; or all did for each
+    return 3 if len(set(codes[1:])) > 1 and max(codes) else max(codes)
+
+
+def _sites(values: dict[str, Any]) -> list[Site]:
+    return pick_sites(values["site"], values["sites_file"])
+
+
+def _values(rows: Sequence[Setting], given: argparse.Namespace) -> dict[str, Any]:
+    """The settings' values, from flags, environment and configuration files."""
+    paths = settings.configuration_files(getattr(given, "config", None))
+    configuration = settings.read_configuration(paths, table.ALL)
+    values = settings.resolve(rows, given, configuration=configuration)
+    console.configure(json_output=values["json"], quiet=values["quiet"])
+    if "elements_dir" in values:
+        also = [Path(path).absolute() for path in os.environ.get("ELEMENTS_PATH", "").split(":") if path]
+        values["elements_dir"] = tuple(dict.fromkeys((*values["elements_dir"], *also)))
+    for key in ("variants_dir", "elements_dir"):
+        for folder in values.get(key, ()):
+            if not folder.is_dir():
+                raise InputError(f"--{key.replace('_', '-')}: there is no folder {folder}")
+    return values
+
+
+def _recipes(values: dict[str, Any]) -> list[Recipe]:
+    folders = [*values["variants_dir"], project_folder("variants")]
+    if not values["variant"]:
+        raise InputError("no variant given", hint=f"--variant {' | '.join(sorted(variant.available(folders)))}")
+    overrides = {"SAGE_CUDA_VERSION": ("--cuda-version", values["cuda_version"])} if values["cuda_version"] else {}
+    return [
+        recipe.make(
+            variant.load(name, folders),
+            values["release"],
+            Arch(values["arch"]),
+            element_folders=[*values["elements_dir"], project_folder("elements")],
+            mirror=values["mirror"],
+            revision=values["revision"],
+            overrides=overrides,
+        )
+        for name in dict.fromkeys(values["variant"])
+    ]
+
+
+def _formats(values: dict[str, Any], sites: Sequence[Site]) -> list[DiskFormat]:
+    """Each format that a site named boots best; without sites, that of the kind asked for."""
+    kinds = sites or [
+        next(
+            site
+            for site in load_sites(values["sites_file"]).values()
+            if site.formats and (site.kind is SiteKind.KVM) == values["kvm"]
+        )
+    ]
+    formats = [site.formats[0] for site in kinds]
+    if values["kvm"]:
+        formats.append(DiskFormat.QCOW2_ZLIB)
+    return list(dict.fromkeys(formats))
+
+
+def _tell_build(build: Build, values: dict[str, Any], sites: Sequence[Site]) -> None:
+    made = build.manifest
+    word = "" if build.fresh else " (unchanged)"
+    for file in made.files:
+        console.result(f"Image built in {build.folder / file.name}{word}")
+    if not values["publish"]:
+        for command in upload_commands(build, sites):
+            console.result(command)
+
+
+def upload_commands(build: Build, sites: Sequence[Site]) -> list[str]:
+    """The ``openstack image create`` commands that upload the image by hand, one a site (or one a file)."""
+    made = build.manifest
+    targets: list[tuple[str, manifest.ImageFile]] = []
+    for site in sites:
+        file = made.file_for(site.formats)
+        if file:
+            targets.append((f"--os-cloud {site.cloud or site.slug} ", file))
+    targets = targets or [("", file) for file in made.files]
+    min_disk = -(-made.disk_size // (1 << 30))
+    return [
+        f"openstack {cloud}image create --disk-format {file.format.glance} --container-format bare "
+        f"--min-disk {min_disk} --property build-variant={made.variant} --property build-tag={made.build_id} "
+        f"--file {build.folder / file.name} {made.image_name}"
+        for cloud, file in targets
+    ]
+
+
+def _build_data(build: Build) -> dict[str, Any]:
+    made = build.manifest
+    return {
+        "image_name": made.image_name,
+        "build_id": made.build_id,
+        "recipe_digest": made.recipe_digest,
+        "folder": str(build.folder),
+        "manifest": str(build.folder / manifest.MANIFEST),
+        "files": [str(build.folder / file.name) for file in made.files],
+        "changed": build.fresh,
+        "verified": made.checks is not None and made.checks.passed,
+    }
+
+
+def _dry_run(
+    values: dict[str, Any],
+    recipes: Sequence[Recipe],
+    formats: Sequence[DiskFormat],
+    sites: Sequence[Site],
+    places: Places,
+) -> int:
+    """Say what would be done, site by site where the image stands already."""
+    report: dict[str, Any] = {"images": []}
+    codes = [0]
+    for made in recipes:
+        found = None if values["force"] else builder.find(made, places.output)
+        verified = not values["no_verify"]
+        complete = found is not None and builder.is_complete(found, made, formats, verified=verified)
+        steps = [] if complete else _steps(made, found, formats, values)
+        console.result(f"{made.image_name}: variant {made.variant}, {made.release}, {made.arch}")
+        console.result(f"  recipe   {made.digest}")
+        console.result(f"  archive  {made.archive.mirror}")
+        console.result(f"  elements {' '.join(made.elements)}")
+        for step in steps or [f"nothing to build: {found.folder if found else ''} is up to date"]:
+            console.result(f"  {step}")
+        row: dict[str, Any] = {"recipe": products.to_data(made), "steps": steps, "complete": complete}
+        if values["publish"]:
+            if found is not None:
+                published = publishing.publish(
+                    found.manifest, found.folder, sites, replace(_publish_options(values), dry_run=True)
+                )
+                _tell_publication(published)
+                codes.append(publishing.exit_code(published))
+                row["publication"] = products.to_data(published)
+            else:
+                for site in sites:
+                    console.result(f"  upload to {site.name} as {site.formats[0]}, check the hash, rotate")
+        report["images"].append(row)
+    console.result_json(report)
+    return max(codes)
+
+
+def _steps(made: Recipe, found: Build | None, formats: Sequence[DiskFormat], values: dict[str, Any]) -> list[str]:
+    have = {file.format for file in found.manifest.files} if found else set()
+    steps = [] if found else ["build the root tree and the disk"]
+    steps += [f"write {form}" for form in formats if form not in have]
+    if not values["no_verify"]:
+        names = " and ".join(machine.firmwares(made.arch))
+        steps.append(f"boot it on {names} and make {len(made.checks)} checks")
+    return steps
+
+
+def _connect(sites: Sequence[Site]) -> dict[str, Any]:
+    """Connect to the sites before hours are spent on a build; raises where no site is left to publish to."""
+    connections = cloud.connect_all(sites)
+    errors = {name: found for name, found in connections.items() if isinstance(found, SageError)}
+    if len(errors) == len(sites):
+        for name, error in list(errors.items())[:-1]:
+            console.complain(f"{name}: {error}", hint=error.hint)
+        name, error = list(errors.items())[-1]
+        kind = InputError if all(isinstance(each, InputError) for each in errors.values()) else SageError
+        raise kind(f"{name}: {error}", hint=error.hint)
+    for name, error in errors.items():
+        console.warn(f"{name} is left out: {error}", hint=error.hint)
+    return connections
+
+
+def _publish_options(values: dict[str, Any]) -> publishing.PublishOptions:
+    return publishing.PublishOptions(
+        visibility=tuple(Visibility(word) for word in values["visibility"]),
+        keep=values["keep"],
+        dry_run=values.get("dry_run", False),
+    )
+
+
+def _tell_publication(report: publishing.PublishReport) -> None:
+    """What came of publishing, a row a site, and each site's plan, warnings and error below."""
+    rows = [
+        [
+            site.site,
+            str(site.outcome),
+            str(site.visibility or "-"),
+            site.image_id or "-",
+            console.mebibytes(site.uploaded),
+            f"{site.seconds:.1f} s",
+        ]
+        for site in report.sites
+    ]
+    console.table(["site", "outcome", "visibility", "image", "uploaded", "time"], rows, title=report.image_name)
+    for site in report.sites:
+        for step in site.plan:
+            console.result(f"  {site.site}: {step}")
+        for text in site.warnings:
+            console.warn(f"{site.site}: {text}")
+        if site.problem:
+            console.complain(f"{site.site}: {site.problem.message}", hint=site.problem.hint)
+
+
+def _sage_image(words: Sequence[str]) -> int:
+    parser = Parser(prog="sage-image", description="Look at, check and publish Sage images.", epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"sage-image {groundwork.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    for name, text, rows, positional, function in (
+        ("list", "what stands at each site, side by side", table.LIST, None, _list),
+        ("verify", "boot an image file or a build and make its variant's checks", table.VERIFY, "IMAGE", _verify),
+        ("publish", "publish a finished build", table.PUBLISH, "MANIFEST", _publish),
+        ("show", "what is in a finished build", table.SHOW, "MANIFEST", _show),
+    ):
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=_EPILOG)
+        settings.add_flags(command, rows)
+        if positional:
+            command.add_argument("path", metavar=positional, type=settings.folder)
+        command.set_defaults(function=function, rows=rows)
+    given = parser.parse_args(words)
+    values = _values(given.rows, given)
+    run: Callable[[dict[str, Any], Path | None], int] = given.function
+    return run(values, getattr(given, "path", None))
+
+
+def _list(values: dict[str, Any], _: Path | None) -> int:
+    sites = _sites(values) or cloud.sites_with_credentials(load_sites(values["sites_file"]).values())
+    inventories = publishing.inventory(sites)
+    console.result_json([products.to_data(inventory) for inventory in inventories])
+    # One row a build; what differs from site to site stands in the sites' columns.
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for inventory in inventories:
+        for image in inventory.images:
+            size = console.mebibytes(image.size) if image.size is not None else "-"
+            words = [image.state or image.status, image.visibility, size, *(["hidden"] if image.hidden else [])]
+            key = (image.image_name, image.built_at, image.recipe_digest[:12])
+            cells.setdefault(key, {})[inventory.site] = ", ".join(words)
+    rows = [
+        [*key, *(by_site.get(inventory.site, "-") for inventory in inventories)]
+        for key, by_site in sorted(cells.items(), key=lambda item: (item[0][0], item[0][1]), reverse=True)
+    ]
+    if rows:
+        console.table(["name", "built", "recipe", *(inventory.site for inventory in inventories)], rows)
+    else:
+        console.result("no images of ours")
+    for inventory in inventories:
+        if inventory.problem:
+            console.complain(f"{inventory.site}: {inventory.problem.message}", hint=inventory.problem.hint)
+    return publishing.exit_code(inventories)
+
+
+def _verify(values: dict[str, Any], path: Path | None) -> int:
+    assert path is not None
+    if not path.exists():
+        raise InputError(f"there is no file {path}")
+    made: manifest.Manifest | None = None
+    beside = path if path.is_dir() or path.name == manifest.MANIFEST else path.parent
+    if (beside if beside.is_file() else beside / manifest.MANIFEST).exists():
+        made, folder = manifest.read(beside)
+        if path.is_dir() or path.name == manifest.MANIFEST:
+            path = folder / made.files[0].name
+    disk.check_is_image(path)
+    if made is not None and path.name in {file.name for file in made.files}:
+        manifest.check_digest(made, path)
+    name = values["variant"] or (made.variant if made else None)
+    if name is None:
+        raise InputError(
+            f"there is no manifest beside {path}, so it is not known what it promises",
+            hint="name the variant whose checks to make: --variant sage",
+        )
+    chosen = variant.load(name, [*values["variants_dir"], project_folder("variants")])
+    arch = Arch(made.arch if made else values["arch"])
+    process.require(*machine.programs(arch))
+    options = verify.Options(values["accel"], float(values["boot_timeout"]))
+    with workspace(values["cache_dir"]) as scratch, console.stage("verify") as stage:
+        logs = files.make_folder(values["cache_dir"] / "logs" / f"verify-{path.name}")
+        report = verify.verify(path, arch, chosen.checks, logs, scratch, options, stage)
+    console.result_json(products.to_data(report))
+    _tell_checks(report)
+    if not report.passed:
+        raise verify.explain(report, logs)
+    return 0
+
+
+def _tell_checks(report: manifest.CheckReport) -> None:
+    rows = [
+        ["passed" if result.passed else "FAILED", result.firmware, f"{result.seconds:.1f} s", result.name]
+        for result in report.results
+    ]
+    console.table(["", "firmware", "time", "check"], rows)
+
+
+def _publish(values: dict[str, Any], path: Path | None) -> int:
+    assert path is not None
+    sites = _sites(values)
+    if not sites:
+        raise InputError("publish needs at least one --site", hint="known sites: " + ", ".join(load_sites()))
+    made, folder = manifest.read(path)
+    if made.checks is None or not made.checks.passed:
+        raise InputError(
+            f"{path}: this build was not booted and checked; it is not published",
+            hint=f"build it without --no-verify: create-image --variant {made.variant} --release {made.release}",
+        )
+    for file in made.files:
+        disk.check_is_image(folder / file.name)
+    published = publishing.publish(made, folder, sites, _publish_options(values), connections=_connect(sites))
+    _tell_publication(published)
+    console.result_json(products.to_data(published))
+    return publishing.exit_code(published)
+
+
+def _show(values: dict[str, Any], path: Path | None) -> int:
+    assert path is not None
+    made, folder = manifest.read(path)
+    console.result_json(products.to_data(made))
+    commit = f"{made.commit[:12]}{'' if made.clean else ' with changes'}" if made.commit else "unknown"
+    checks = "not booted" if made.checks is None else f"{len(made.checks.results)} checks passed"
+    for name, value in (
+        ("image", made.image_name),
+        ("build", made.build_id),
+        ("variant", f"{made.variant}, {made.os_name} {made.os_version} ({made.release}), {made.arch}"),
+        ("recipe", made.recipe_digest),
+        ("project", f"{made.project_version}, commit {commit}"),
+        ("disk", console.mebibytes(made.disk_size)),
+        ("packages", str(len(made.packages))),
+        ("verified", checks),
+        ("stages", ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in made.stage_seconds.items())),
+    ):
+        console.result(f"{name:9} {value}")
+    for file in made.files:
+        console.result(f"{'file':9} {folder / file.name} ({console.mebibytes(file.size)})")
+        console.result(f"{'sha256':9} {file.sha256}")
+    if made.checks is not None:
+        _tell_checks(made.checks)
+    return 0

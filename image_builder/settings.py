@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of this package's settings: flags, environment, configuration file and ``docs/settings.md`` come of it."""
+
+import os
+import platform
+from pathlib import Path
+
+from groundwork.errors import InputError
+from groundwork.settings import Setting, folder, one_of, whole_number
+from image_builder.catalog import Visibility
+from image_builder.variant import Arch
+
+
+def _arch_of_this_machine() -> str:
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sage-chameleon"
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise InputError(f"expected a URL that begins with http:// or https://, found {text!r}")
+    return text.rstrip("/")
+
+
+CONFIG = Setting("config", "a configuration file to read instead of the usual ones", only_flag=True, metavar="FILE")
+DEBUG = Setting("debug", "log what is done and show tracebacks", switch=True)
+QUIET = Setting("quiet", "no progress, only warnings, errors and the result", switch=True)
+JSON = Setting("json", "print the result as JSON", switch=True, only_flag=True)
+DRY_RUN = Setting("dry-run", "print what would be done, and do nothing", switch=True, only_flag=True)
+COMMON = (CONFIG, JSON, QUIET, DEBUG)
+
+SITES_FILE = Setting("sites-file", "YAML file that adds sites or changes ours", folder, metavar="FILE")
+SITE = Setting(
+    "site", "a site, by its region's name (CHI@UC); may be repeated", also=("-g", "--region"), many=True, default=()
+)
+CACHE_DIR = Setting("cache-dir", "where downloads and unfinished products are kept", folder, default=_cache())
+OUTPUT_DIR = Setting("output-dir", "where finished images are put", folder, default=Path.cwd() / "build")
+VARIANTS_DIR = Setting(
+    "variants-dir", "a folder of variants of your own; may be repeated", folder, many=True, default=()
+)
+ELEMENTS_DIR = Setting(
+    "elements-dir",
+    "a folder of elements of your own; may be repeated (those of ELEMENTS_PATH count too)",
+    folder,
+    many=True,
+    default=(),
+)
+ACCEL = Setting(
+    "accel", "how QEMU runs the image: auto, kvm or tcg", one_of("accelerator", ("auto", "kvm", "tcg")), default="auto"
+)
+BOOT_TIMEOUT = Setting(
+    "boot-timeout", "seconds from power-on to the first login", whole_number(10, 7200), default=600, metavar="SECONDS"
+)
+VISIBILITY = Setting(
+    "visibility",
+    "who may see a published image: public, community, shared or private; where a site refuses the first, the next "
+    "is taken",
+    one_of("visibility", list(Visibility)),
+    many=True,
+    default=("public", "community", "private"),
+)
+KEEP = Setting("keep", "how many of our images of a name stay at a site", whole_number(1, 1000), default=3, metavar="N")
+UPLOAD_TIMEOUT = Setting(
+    "upload-timeout",
+    "seconds that the upload to a site may take",
+    whole_number(10, 86400),
+    default=7200,
+    metavar="SECONDS",
+)
+PUBLISHING = (VISIBILITY, KEEP, UPLOAD_TIMEOUT)
+
+VARIANT = Setting("variant", "the variant to build; may be repeated", also=("-v",), many=True, default=())
+RELEASE = Setting("release", "noble, jammy, bookworm or trixie", also=("-n",), default="noble")
+ARCH = Setting("arch", "amd64 or arm64", one_of("architecture", list(Arch)), default=_arch_of_this_machine())
+CREATE_IMAGE = (
+    VARIANT,
+    RELEASE,
+    ARCH,
+    SITE,
+    Setting("kvm", "make the formats that KVM sites boot, also where no site is named", also=("-k",), switch=True),
+    Setting("cuda-version", "the CUDA version, for variants that have CUDA", also=("-c",), metavar="VERSION"),
+    Setting("revision", "take the archive as it was at a UTC time, YYYYMMDDTHHMMSSZ", also=("-r",), metavar="TIME"),
+    Setting("mirror", "the archive to build from, instead of the distribution's own", _url, metavar="URL"),
+    Setting("publish", "upload to the sites named and make it the current image there", switch=True, only_flag=True),
+    DRY_RUN,
+    Setting("force", "build again even if nothing has changed", switch=True, only_flag=True),
+    Setting("no-verify", "do not boot the image (it can't be published then)", switch=True, only_flag=True),
+    OUTPUT_DIR,
+    CACHE_DIR,
+    VARIANTS_DIR,
+    ELEMENTS_DIR,
+    SITES_FILE,
+    ACCEL,
+    BOOT_TIMEOUT,
+    *PUBLISHING,
+    *COMMON,
+)
+SITES = (SITE, SITES_FILE)
+LIST = (*SITES, *COMMON)
+PUBLISH = (*SITES, *PUBLISHING, DRY_RUN, *COMMON)
+VERIFY = (
+    Setting("variant", "whose checks to make, for an image without a manifest beside it", also=("-v",)),
+    ARCH,
+    VARIANTS_DIR,
+    CACHE_DIR,
+    ACCEL,
+    BOOT_TIMEOUT,
+    *COMMON,
+)
+SHOW = COMMON
+ALL = tuple({setting.name: setting for setting in (*PUBLISH, *CREATE_IMAGE)}.values())
