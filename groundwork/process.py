@@ -83,8 +83,8 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start ``command`` in a session of its own and return at once.
 
-    ``env`` is added to this program's environment, or replaces it where ``inherit`` is false.  With ``outlive`` the child goes on when this program ends
-    (a service).
+    ``env`` is added to this program's environment, or replaces it where ``inherit`` is false.  With ``outlive``
+    the child goes on when this program ends (a service).
     """
     argv = [str(word) for word in command]
     require(argv[0])

@@ -25,7 +25,8 @@ class Setting:
 
     ``parse`` makes the value from its text and raises InputError for a wrong one.  A ``switch`` takes no value;
     a setting that is ``many`` may be given several times (in the environment: separated by commas).
-    ``only_flag`` keeps it out of environment and configuration file.
+    ``only_flag`` keeps it out of environment and configuration file.  ``shown`` is the default as people read it,
+    where its value differs from machine to machine.
     """
 
     name: str
@@ -37,6 +38,14 @@ class Setting:
     switch: bool = False
     many: bool = False
     only_flag: bool = False
+    shown: str | None = None
+
+    @property
+    def default_text(self) -> str:
+        """The default for people, or "" where there is none."""
+        if self.shown is not None or self.default in (None, (), False):
+            return self.shown or ""
+        return ", ".join(map(str, self.default)) if isinstance(self.default, tuple) else str(self.default)
 
     @property
     def key(self) -> str:
@@ -82,8 +91,8 @@ def add_flags(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> N
     """Add the settings' flags to a parser; one that is not given is absent from the namespace."""
     for setting in settings:
         text = setting.help
-        if setting.default not in (None, (), False):
-            text += f" (default: {_show(setting.default)})"
+        if setting.default_text:
+            text += f" (default: {setting.default_text})"
         flags = [*setting.also, setting.flag]
         if setting.switch:
             parser.add_argument(
@@ -187,7 +196,7 @@ def manual(settings: Iterable[Setting]) -> str:
         flags = ", ".join(f"`{flag}`" for flag in (*setting.also, setting.flag))
         variable = "" if setting.only_flag else f"`{setting.variable}`"
         key = "" if setting.only_flag else f"`{setting.name}`"
-        default = "" if setting.default in (None, (), False) else f"`{_show(setting.default)}`"
+        default = f"`{setting.default_text}`" if setting.default_text else ""
         lines.append(f"| {flags} | {variable} | {key} | {default} | {setting.help} |")
     return "\n".join(lines) + "\n"
 
@@ -235,10 +244,6 @@ def _value(setting: Setting, raw: Any) -> Any:
         items = raw if isinstance(raw, list) else [raw]
         return tuple(setting.parse(str(item).strip()) for item in items if str(item).strip())
     return setting.parse(str(raw))
-
-
-def _show(value: Any) -> str:
-    return ", ".join(str(item) for item in value) if isinstance(value, tuple) else str(value)
 
 
 def _literal(text: str) -> str:

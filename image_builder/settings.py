@@ -3,10 +3,11 @@
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 from groundwork.errors import InputError
-from groundwork.settings import Setting, folder, one_of, whole_number
+from groundwork.settings import Setting, folder, manual, one_of, whole_number
 from image_builder.catalog import Visibility
 from image_builder.variant import Arch
 
@@ -36,8 +37,14 @@ SITES_FILE = Setting("sites-file", "YAML file that adds sites or changes ours", 
 SITE = Setting(
     "site", "a site, by its region's name (CHI@UC); may be repeated", also=("-g", "--region"), many=True, default=()
 )
-CACHE_DIR = Setting("cache-dir", "where downloads and unfinished products are kept", folder, default=_cache())
-OUTPUT_DIR = Setting("output-dir", "where finished images are put", folder, default=Path.cwd() / "build")
+CACHE_DIR = Setting(
+    "cache-dir",
+    "where downloads and unfinished products are kept",
+    folder,
+    default=_cache(),
+    shown="~/.cache/sage-chameleon",
+)
+OUTPUT_DIR = Setting("output-dir", "where finished images are put", folder, default=Path.cwd() / "build", shown="build")
 VARIANTS_DIR = Setting(
     "variants-dir", "a folder of variants of your own; may be repeated", folder, many=True, default=()
 )
@@ -63,18 +70,17 @@ VISIBILITY = Setting(
     default=("public", "community", "private"),
 )
 KEEP = Setting("keep", "how many of our images of a name stay at a site", whole_number(1, 1000), default=3, metavar="N")
-UPLOAD_TIMEOUT = Setting(
-    "upload-timeout",
-    "seconds that the upload to a site may take",
-    whole_number(10, 86400),
-    default=7200,
-    metavar="SECONDS",
-)
-PUBLISHING = (VISIBILITY, KEEP, UPLOAD_TIMEOUT)
+PUBLISHING = (VISIBILITY, KEEP)
 
 VARIANT = Setting("variant", "the variant to build; may be repeated", also=("-v",), many=True, default=())
 RELEASE = Setting("release", "noble, jammy, bookworm or trixie", also=("-n",), default="noble")
-ARCH = Setting("arch", "amd64 or arm64", one_of("architecture", list(Arch)), default=_arch_of_this_machine())
+ARCH = Setting(
+    "arch",
+    "amd64 or arm64",
+    one_of("architecture", list(Arch)),
+    default=_arch_of_this_machine(),
+    shown="this machine's",
+)
 CREATE_IMAGE = (
     VARIANT,
     RELEASE,
@@ -112,3 +118,16 @@ VERIFY = (
 )
 SHOW = COMMON
 ALL = tuple({setting.name: setting for setting in (*PUBLISH, *CREATE_IMAGE)}.values())
+
+_MANUAL = """\
+# Settings
+
+Made by `make docs` from `image_builder/settings.py`. A flag counts before the environment, that before the
+configuration file: `~/.config/sage-chameleon/config.yaml`, then `/etc/sage-chameleon/config.yaml`, or instead of
+both the one that `--config` or `SAGE_CONFIG` names. Settings that may be repeated are separated by commas in the
+environment and are a list in the file.
+
+"""
+
+if __name__ == "__main__":
+    sys.stdout.write(_MANUAL + manual(ALL))

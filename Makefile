@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo and make test do all their set-up; both are safe to run again.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+STEP := scripts/step
+
+.PHONY: help setup system-packages demo test lint unit integration test-full bench docs requirements wheel clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
+
+setup:  ## .venv with the pinned requirements and this project
+	@$(STEP) "set-up of .venv" scripts/setup
+
+system-packages:  ## the system packages that are missing, by apt-get
+	@$(STEP) "system packages" scripts/system-packages
+
+demo: system-packages setup  ## build, verify, publish to three local sites, rotate: the main job in one command
+	@$(STEP) "demo" scripts/demo
+
+test: system-packages setup lint unit integration  ## what .ci/run runs: fast tests, then real builds, boots and services
+
+lint: setup  ## ruff, mypy, shellcheck
+	@$(STEP) "ruff" .venv/bin/ruff check .
+	@$(STEP) "ruff format" .venv/bin/ruff format --check --quiet .
+	@$(STEP) "mypy" .venv/bin/mypy
+	@$(STEP) "shellcheck" scripts/shellcheck
+
+unit: setup  ## tests without network and subprocesses
+	@$(STEP) "unit tests" $(PYTHON) -m pytest -q tests/unit
+
+integration: system-packages setup  ## tests with the real diskimage-builder, QEMU, Keystone and Glance
+	@$(STEP) "integration tests" $(PYTHON) -m pytest -v --durations=10 tests/integration -m "not long"
+
+test-full: test  ## test, and what takes too long for it
+	@$(STEP) "long tests" $(PYTHON) -m pytest -v --durations=10 tests/integration -m long
+
+bench: system-packages setup  ## the figures of docs/performance.md, both sides in one run
+	@$(STEP) "benchmarks" $(PYTHON) -m tests.benchmarks
+
+docs: setup  ## docs/settings.md from the table of settings
+	@$(PYTHON) -m image_builder.settings > docs/settings.md
+
+requirements: setup  ## resolve the pinned requirements anew
+	@.venv/bin/uv pip compile --quiet --universal --upgrade --python-version 3.10 --no-header --no-emit-index-url \
+	    --no-annotate requirements/dev.in setup.cfg --output-file requirements/dev.txt
+
+wheel: setup  ## a wheel in dist/
+	@$(PYTHON) -m build --wheel --no-isolation --outdir dist .
+
+clean:  ## remove what was built here, but no images
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist *.egg-info
