@@ -42,7 +42,7 @@ class Interrupted(SageError):
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """A hint that names the known word nearest to ``word``, or all of them where none is near."""
-    candidates = sorted(known)
+    candidates = sorted(map(str, known))
     by_lower = {name.lower(): name for name in candidates}
     close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     if close:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 PACKAGES = {
     "debootstrap": "debootstrap",
     "dpkg-query": "dpkg",
+    "fstrim": "util-linux",
     "mcopy": "mtools",
     "mke2fs": "e2fsprogs",
     "mkfs.vfat": "dosfstools",

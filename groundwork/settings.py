@@ -132,7 +132,7 @@ def resolve(
         elif setting.name in configuration and not setting.only_flag:
             raw, origin = configuration[setting.name]
         else:
-            values[setting.key] = setting.default
+            values[setting.key] = bool(setting.default) if setting.switch else setting.default
             continue
         try:
             values[setting.key] = _value(setting, raw)

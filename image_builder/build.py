@@ -78,6 +78,7 @@ def check_machine(recipe: Recipe, places: Places, *, verified: bool, tree: bool)
         )
     needed = set(disk.PROGRAMS)
     if tree:
+        rootfs.builder_program()
         needed |= set(rootfs.PROGRAMS)
     if verified:
         needed |= set(machine.programs(arch))

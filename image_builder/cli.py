@@ -140,18 +140,11 @@ def _recipes(values: dict[str, Any]) -> list[Recipe]:
 
 
 def _formats(values: dict[str, Any], sites: Sequence[Site]) -> list[DiskFormat]:
-    """Each format that a site named boots best; without sites, that of the kind asked for."""
-    kinds = sites or [
-        next(
-            site
-            for site in load_sites(values["sites_file"]).values()
-            if site.formats and (site.kind is SiteKind.KVM) == values["kvm"]
-        )
-    ]
-    formats = [site.formats[0] for site in kinds]
-    if values["kvm"]:
-        formats.append(DiskFormat.QCOW2_ZLIB)
-    return list(dict.fromkeys(formats))
+    """Each format that a site named boots best; without sites, the best that bare metal or KVM sites boot."""
+    if values["kvm"] or not sites:
+        kind = SiteKind.KVM if values["kvm"] else SiteKind.BAREMETAL
+        sites = [*sites, next(site for site in load_sites().values() if site.kind is kind)]
+    return list(dict.fromkeys(site.formats[0] for site in sites))
 
 
 def _tell_build(build: Build, values: dict[str, Any], sites: Sequence[Site]) -> None:
@@ -312,7 +305,7 @@ def _sage_image(words: Sequence[str]) -> int:
 
 
 def _list(values: dict[str, Any], _: Path | None) -> int:
-    sites = _sites(values) or cloud.sites_with_credentials(load_sites(values["sites_file"]).values())
+    sites = _sites(values) or [site for site in load_sites(values["sites_file"]).values() if site.formats]
     inventories = publishing.inventory(sites)
     console.result_json([products.to_data(inventory) for inventory in inventories])
     # One row a build; what differs from site to site stands in the sites' columns.

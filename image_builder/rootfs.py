@@ -27,7 +27,7 @@ from image_builder.recipe import PAYLOAD, Recipe
 
 _DEADLINE = 3 * 3600.0  # seconds for a whole run of diskimage-builder; CUDA's packages take the longest
 ROOT_LABEL = "sage-root"
-PROGRAMS = ("disk-image-create", "debootstrap", "mmdebstrap", "dpkg-query", "unshare", "sudo")
+PROGRAMS = ("debootstrap", "mmdebstrap", "dpkg-query", "fstrim", "unshare", "sudo")
 
 
 @dataclass(frozen=True)
@@ -165,14 +165,23 @@ def _run_builder(recipe: Recipe, cache: Path, work: Path, root: Path, log: Path,
         **{name: os.environ[name] for name in ("http_proxy", "https_proxy", "no_proxy") if name in os.environ},
         **recipe.settings,
     }
-    command = ["disk-image-create", "-n", "-a", str(recipe.arch), "-t", "raw", "-o", str(work / "image")]
+    command: list[str | Path] = [
+        builder_program(),
+        "-n",
+        "-a",
+        str(recipe.arch),
+        "-t",
+        "raw",
+        "-o",
+        str(work / "image"),
+    ]
     if recipe.packages:
         command += ["-p", ",".join(recipe.packages)]
     files.make_folder(log.parent)
     with log.open("ab") as output, _following(log, stage):
         try:
             process.run(
-                privilege.namespaced([_tool("disk-image-create"), *command[1:], *recipe.elements]),
+                privilege.namespaced([*command, *recipe.elements]),
                 env=environment,
                 inherit=False,
                 cwd=work,
@@ -193,12 +202,12 @@ def _run_builder(recipe: Recipe, cache: Path, work: Path, root: Path, log: Path,
         )
 
 
-def _tool(name: str) -> Path:
-    """A program of diskimage-builder's: beside our Python, or on PATH."""
-    beside = Path(sys.executable).with_name(name)
-    found = beside if beside.exists() else process.find(name)
+def builder_program() -> Path:
+    """diskimage-builder's ``disk-image-create``: beside our Python, or on PATH.  InputError where there is none."""
+    beside = Path(sys.executable).with_name("disk-image-create")
+    found = beside if beside.exists() else process.find(beside.name)
     if not found:
-        raise InputError(f"{name} is not installed", hint="pip install diskimage-builder")
+        raise InputError("disk-image-create is not installed", hint="pip install diskimage-builder")
     return Path(found)
 
 

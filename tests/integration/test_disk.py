@@ -64,7 +64,7 @@ def test_partitions_are_as_chameleon_asks(tree: RootTree, tmp_path: Path) -> Non
     assert rows[0] == ("ESP", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B", 550)
     assert rows[1] == ("BIOS", "21686148-6449-6E6F-744E-656564454649", 8)
     assert rows[2][0] == "root"
-    assert process.run(["sfdisk", "--verify", raw]).startswith("No errors")
+    assert "No errors detected" in process.run(["sfdisk", "--verify", raw])
 
 
 def test_the_root_file_system_is_clean_and_holds_the_tree(tree: RootTree, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_all_formats_hold_the_same_disk(tree: RootTree, tmp_path: Path) -> None:
         assert (place / file.name).stat().st_size == file.size
         if file.format is not DiskFormat.RAW:
             assert info["format-specific"]["data"]["compression-type"] == file.format.split("-")[1]
-        process.run(["qemu-img", "compare", "-s", place / "Some.raw", place / file.name])
+        process.run(["qemu-img", "compare", place / "Some.raw", place / file.name])
 
 
 def test_a_tree_without_boot_loader_is_refused(tree: RootTree, tmp_path: Path) -> None:

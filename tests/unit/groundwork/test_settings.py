@@ -35,7 +35,7 @@ def test_defaults_count_where_nothing_is_given() -> None:
         "site": (),
         "quiet": False,
         "color": "red",
-        "force": None,
+        "force": False,
     }
 
 
