@@ -150,9 +150,7 @@ def list_ours(connection: "Connection", image_name: str | None = None) -> tuple[
         for image in _pages(connection, {**query, "os_hidden": hidden}):
             if image.owner == owner and TAG in image.tags and "sage_state" in image.properties:
                 found[image.id] = image
-    return tuple(
-        image for image in found.values() if image_name is None or image.image_name == image_name
-    )
+    return tuple(image for image in found.values() if image_name is None or image.image_name == image_name)
 
 
 def name_holders(connection: "Connection", name: str) -> tuple[SiteImage, ...]:
@@ -346,7 +344,8 @@ def _error(site: str, method: str, response: Any) -> SageError:
         return _Conflict(f"{site}: {said}")
     if code == 413:
         return SiteError(
-            f"{site} takes no more: {said}", hint="delete old images or snapshots of your project, or ask for more quota"
+            f"{site} takes no more: {said}",
+            hint="delete old images or snapshots of your project, or ask for more quota",
         )
     if code == 415:
         return SiteError(
