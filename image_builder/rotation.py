@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what stands at a site to what is to be done there: the swap of the public name, its repair, retention.
+
+The planner is pure: images in, steps out.  Glance can't change two images in one call, so a swap has three:
+hide the old image with its name kept, give the new one the name, then show the old one under its back-dated
+name.  At every moment one image has the public name, listed or hidden, and never two are listed; the OpenStack
+SDK and the ``openstack`` command also find a hidden one by its name.  No record is needed to go on after a kill:
+what stands at the site tells how far the swap had come, on whatever machine the next run is.
+
+===================================  ==================================================================
+what stands                          what it means and what is planned
+===================================  ==================================================================
+one listed holder of the name        all is well
+listed holder, hidden holder         died after the new image was shown: back-date the hidden one
+no listed holder, a hidden one       died before: show it again (or, when it is to be replaced, go on)
+two listed holders                   two publishers at once, or a hand: back-date the one promoted before
+staging or candidate, none holds it  died during the upload: delete, once its publisher is surely dead
+===================================  ==================================================================
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from groundwork.errors import SageError
+from image_builder.catalog import TAG, Change, ImageState, SiteImage
+
+LEFTOVER_AGE = timedelta(hours=6)  # a staging image older than this is left over, where its publisher is unknown
+
+_SETTLED = ("active", "deactivated")  # Glance's statuses of an image that has its data
+
+
+class NameConflict(SageError):
+    """An image that is not ours to move has the public name."""
+
+
+@dataclass(frozen=True)
+class Hide:
+    """First call of a swap: the old image is no longer listed; it keeps its name."""
+
+    id: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"hide {self.name} ({self.id}), its name kept"
+
+
+@dataclass(frozen=True)
+class Show:
+    """Undo of :class:`Hide`."""
+
+    id: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"show {self.name} ({self.id}) again: an earlier run ended in the middle of a swap"
+
+
+@dataclass(frozen=True)
+class Promote:
+    """Second call of a swap: the image gets the public name, is listed and is the current one, all at once."""
+
+    id: str
+    name: str
+    old_name: str
+    at: str
+
+    def __str__(self) -> str:
+        return f"give the name {self.name} to {self.id} (was {self.old_name})"
+
+
+@dataclass(frozen=True)
+class BackDate:
+    """Third call of a swap: the old image gets its back-dated name and is listed again."""
+
+    id: str
+    name: str
+    old_name: str
+
+    def __str__(self) -> str:
+        return f"back-date {self.old_name} ({self.id}) to {self.name}"
+
+
+@dataclass(frozen=True)
+class Settle:
+    """The property ``sage_state`` gets the value that the image's name tells."""
+
+    id: str
+    name: str
+    state: ImageState
+
+    def __str__(self) -> str:
+        return f"mark {self.name} ({self.id}) as {self.state}"
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete an image of ours."""
+
+    id: str
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"delete {self.name} ({self.id}): {self.reason}"
+
+
+Step = Hide | Show | Promote | BackDate | Settle | Delete
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do, in this order; ``notes``: what a person should know of."""
+
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def swap(self) -> tuple[Step, ...]:
+        """The steps that move names."""
+        return tuple(step for step in self.steps if not isinstance(step, Delete))
+
+    @property
+    def deletions(self) -> tuple[Delete, ...]:
+        """The steps that delete."""
+        return tuple(step for step in self.steps if isinstance(step, Delete))
+
+
+def plan(
+    image_name: str,
+    standing: Sequence[SiteImage],
+    *,
+    new: str | None = None,
+    keep: int | None = None,
+    now: datetime,
+    publishers: Mapping[str, bool] | None = None,
+) -> Plan:
+    """What leads from ``standing`` to one listed image of the public name and nothing left over.
+
+    ``standing``: all images of ours at one site, as :func:`image_builder.catalog.list_ours` gives them.
+    ``new``: the id of the one among them (checked, and with its visibility set) that shall have the name; None
+    repairs and tidies only.  ``keep``: how many images stay, the current one included; None deletes no finished
+    image.  ``publishers``: publishers whose life can be judged -> whether they live.
+
+    Raises NameConflict where an image has the name that this version does not know how to move.
+    """
+    ours = [image for image in standing if _is_ours(image) and image.image_name == image_name]
+    holders = [image for image in ours if image.name == image_name]
+    for image in holders:
+        if image.state not in (ImageState.CANDIDATE, ImageState.CURRENT, ImageState.PREVIOUS):
+            raise NameConflict(
+                f"{image.id} has the name {image_name} and the state {image.state!r}, which should not be",
+                hint="a later version of this program, or a hand, made it so: rename the image or use that version",
+            )
+    chosen = next((image for image in ours if image.id == new), None)
+    if new is not None and (chosen is None or chosen.status not in _SETTLED or chosen.state == ImageState.STAGING):
+        raise NameConflict(f"{new} can't get the name {image_name}: it does not stand there whole and checked")
+
+    namer = _Namer(image_name, ours)
+    listed = [image for image in holders if not image.hidden]
+    best = max(listed or holders, key=_rank, default=None)
+    steps: list[Step] = []
+    notes: list[str] = []
+    if chosen is not None and chosen in listed:
+        best = chosen
+    # Whatever holds the name beside the best is moved first, so that names are unique when the swap begins.
+    extras = [image for image in holders if image not in (best, chosen)]
+    if chosen is not None and chosen in holders and chosen != best:
+        extras.append(chosen)  # hidden: else two hidden ones would have the name in the middle of the swap
+    steps += [BackDate(image.id, namer.dated(image), image.name) for image in extras]
+    current = best
+    if chosen is not None and chosen != best:
+        if best is not None and not best.hidden:
+            steps.append(Hide(best.id, best.name))
+        steps.append(Promote(chosen.id, image_name, chosen.name, timestamp(now)))
+        if best is not None:
+            steps.append(BackDate(best.id, namer.dated(best), best.name))
+        current = chosen
+    elif best is not None:
+        if best.hidden:
+            steps.append(Show(best.id, best.name))
+        if best.state != ImageState.CURRENT:
+            steps.append(Settle(best.id, best.name, ImageState.CURRENT))
+
+    previous = [image for image in holders if image != current]
+    for image in ours:
+        if image in holders or image == current:
+            continue
+        if image.state == ImageState.PREVIOUS:
+            if _has_dated_name(image):
+                previous.append(image)
+            else:
+                notes.append(f"{image.name} ({image.id}) has been renamed by hand; left alone")
+        elif image.state == ImageState.CURRENT:
+            notes.append(f"{image.name} ({image.id}) was the current one and has been renamed by hand; left alone")
+        elif image.state in (ImageState.STAGING, ImageState.CANDIDATE):
+            reason = _left_over(image, now, publishers or {})
+            if reason and not image.protected:
+                steps.append(Delete(image.id, image.name, reason))
+            else:
+                notes.append(f"{image.name} ({image.id}) is being uploaded by {image.publisher or 'another run'}")
+        else:
+            notes.append(f"{image.name} ({image.id}) has the unknown state {image.state!r}; left alone")
+    if current is None and previous:
+        notes.append(f"no image has the name {image_name}; only back-dated ones stand here")
+    if keep is not None:
+        steps += _retention(current, previous, keep, notes)
+    return Plan(tuple(steps), tuple(notes))
+
+
+def change_of(step: Step) -> Change | None:
+    """The one request that makes a step, or None where it is a deletion."""
+    if isinstance(step, Hide):
+        return Change(hidden=True)
+    if isinstance(step, Show):
+        return Change(hidden=False)
+    if isinstance(step, Promote):
+        properties = {"sage_state": str(ImageState.CURRENT), "sage_promoted_at": step.at}
+        return Change(name=step.name, hidden=False, properties=properties)
+    if isinstance(step, BackDate):
+        return Change(name=step.name, hidden=False, properties={"sage_state": str(ImageState.PREVIOUS)})
+    if isinstance(step, Settle):
+        return Change(properties={"sage_state": str(step.state)})
+    return None
+
+
+def execute(
+    steps: Sequence[Step],
+    *,
+    change: Callable[[str, Change], object],
+    delete: Callable[[str], object],
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> None:
+    """Do the steps in order; ``on_step`` is told of each before it is done.  The first that fails ends it."""
+    for step in steps:
+        on_step(step)
+        wanted = change_of(step)
+        if wanted is None:
+            delete(step.id)
+        else:
+            change(step.id, wanted)
+
+
+def dated_name(image_name: str, built_at: str) -> str:
+    """``Sage-Ubuntu24.04-20261120T031500Z``.  Raises ValueError where ``built_at`` is no time."""
+    return f"{image_name}-{_time(built_at):%Y%m%dT%H%M%SZ}"
+
+
+def timestamp(moment: datetime) -> str:
+    """UTC, RFC 3339; to the microsecond, for two swaps may follow within a second."""
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class _Namer:
+    """Back-dated names, each given once."""
+
+    def __init__(self, image_name: str, ours: Sequence[SiteImage]) -> None:
+        self._image_name = image_name
+        self._taken = {image.name: image.id for image in ours}
+
+    def dated(self, image: SiteImage) -> str:
+        """The name for an image; of two built in one second the later to come gets its id's beginning as well."""
+        try:
+            name = dated_name(self._image_name, image.built_at)
+        except ValueError:  # a hand spoilt the property; Glance's own time is near enough
+            name = dated_name(self._image_name, image.created_at)
+        if self._taken.setdefault(name, image.id) != image.id:
+            name = f"{name}-{image.id[:8]}"
+            self._taken[name] = image.id
+        return name
+
+
+def _is_ours(image: SiteImage) -> bool:
+    return TAG in image.tags and bool(image.state)
+
+
+def _has_dated_name(image: SiteImage) -> bool:
+    return re.fullmatch(re.escape(image.image_name) + r"-\d{8}T\d{6}Z(-[0-9a-f]{8})?", image.name) is not None
+
+
+def _rank(image: SiteImage) -> tuple[bool, str, str, str, str]:
+    """Of two that hold the name, the one promoted last counts; one without data never before one with."""
+    return (image.status in _SETTLED, image.promoted_at, image.built_at, image.created_at, image.id)
+
+
+def _left_over(image: SiteImage, now: datetime, publishers: Mapping[str, bool]) -> str | None:
+    """Why nobody will finish this upload, or None where somebody may."""
+    alive = publishers.get(image.publisher)
+    if alive is not None:
+        return None if alive else "its upload was killed"
+    try:
+        age = now - _time(image.updated_at)
+    except ValueError:
+        return None
+    return f"its upload ended {age.total_seconds() / 3600:.0f} h ago" if age > LEFTOVER_AGE else None
+
+
+def _retention(current: SiteImage | None, previous: Sequence[SiteImage], keep: int, notes: list[str]) -> list[Delete]:
+    """The previous images beyond the newest ``keep - 1``, the oldest first; none where anything looks wrong."""
+    if current is None or current.status not in _SETTLED:
+        return []
+    ages: dict[str, datetime] = {}
+    for image in previous:
+        try:
+            ages[image.id] = _time(image.built_at)
+        except ValueError:
+            notes.append(f"{image.name} ({image.id}) does not tell when it was built; no old image is deleted")
+            return []
+    oldest_last = sorted(previous, key=lambda image: (ages[image.id], image.created_at, image.id), reverse=True)
+    doomed = [image for image in oldest_last[max(keep, 1) - 1 :] if not image.protected]
+    return [Delete(image.id, image.name, f"older than the newest {keep}") for image in reversed(doomed)]
+
+
+def _time(text: str) -> datetime:
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)
