@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Chameleon of one's own: made, started, looked at, stopped.
+
+All of it lives in one state folder (see :class:`Config`); ``state.json`` there is marked complete when the cloud has
+been filled, and one that was left unfinished is made anew.
+"""
+
+import contextlib
+import datetime
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from groundwork import console, files, process, products
+from groundwork.errors import InputError, SageError, unknown
+from local_chameleon import configuration, environment, glance, keystone, profiles, seed, services
+from local_chameleon.profiles import PROFILES, Profile
+from local_chameleon.services import Running, Service
+
+_LOCK_WAIT = 300.0  # seconds
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the user chooses.  ``port`` is the first of the ports; None: the state's, or 15000."""
+
+    state_dir: Path
+    env_dir: Path
+    port: int | None = None
+    profile: str = "images"
+    allow_public: bool = False
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """A service.  ``since`` is RFC 3339, ``memory`` is in bytes; ``works`` is whether it answers as it should."""
+
+    name: str
+    url: str
+    pid: int | None
+    since: str | None
+    memory: int | None
+    works: bool
+
+
+@dataclass(frozen=True)
+class State:
+    """What is there.  ``endpoints`` is region -> service type -> URL."""
+
+    up: bool
+    profile: str
+    state_dir: Path
+    clouds_yaml: Path
+    endpoints: dict[str, dict[str, str]]
+    services: tuple[ServiceState, ...]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """``state.json``.  ``environment`` is the key of the environment that the databases were last brought up to."""
+
+    profile: str
+    port: int
+    environment: str
+    complete: bool = False
+
+
+def up(config: Config) -> State:
+    """Make what is not made and start what does not run; nothing is done where all is well.
+
+    Raises InputError for a port that is taken and for folders that can't be used, SageError when a service fails;
+    then, and when it is interrupted, nothing is left running.
+    """
+    config = _checked(config)
+    env = environment.ensure(config.env_dir)
+    with _locked(config):
+        record = _settle(config, env)
+        profile = PROFILES[record.profile]
+        wanted = _configure(config.state_dir, env, record, allow_public=config.allow_public)
+        running = services.scan(config.state_dir)
+        healthy = _healthy(wanted, running, env) if record.complete and record.environment == env.name else []
+        missing = [service for service in wanted if service.name not in {one.name for one in healthy}]
+        services.stop(config.state_dir, [one for one in running if one not in healthy])
+        if missing:
+            services.require_free(missing)
+            try:
+                _bring_up(config.state_dir, env, record, profile, missing)
+            except BaseException:
+                with console.stage("stopping what was started"):
+                    _stop_all(config.state_dir)
+                raise
+        return _look(config.state_dir, replace(record, complete=True))
+
+
+def down(config: Config, *, purge: bool = False) -> list[str]:
+    """Stop all services, whatever state they are in; gives the names of those that ran.
+
+    With ``purge`` images, databases and clouds.yaml are removed as well.
+    """
+    config = _checked(config)
+    with _locked(config):
+        stopped = _stop_all(config.state_dir)
+        if purge and _read(config.state_dir) is not None:
+            files.remove_tree(config.state_dir)
+        elif purge and config.state_dir.exists():
+            raise InputError(f"{config.state_dir} is no state folder of local-chameleon's; it stays as it is")
+    return stopped
+
+
+def status(config: Config) -> State:
+    """What runs.  Changes nothing and waits for nobody."""
+    config = _checked(config)
+    record = _read(config.state_dir) or _Record(config.profile, config.port or profiles.DEFAULT_PORT, "")
+    return _look(config.state_dir, record)
+
+
+def _checked(config: Config) -> Config:
+    if config.profile not in PROFILES:
+        raise unknown("profile", config.profile, PROFILES)
+    # Processes are known by the state folder's path, so it must be the same by whatever links it was named.
+    config = replace(config, state_dir=config.state_dir.resolve(), env_dir=config.env_dir.resolve())
+    for path in (config.state_dir, config.env_dir):
+        configuration.require_plain(path)
+    return config
+
+
+@contextlib.contextmanager
+def _locked(config: Config) -> Iterator[None]:
+    # Beside the folder, for a purge removes the folder while others may wait.
+    with files.lock(
+        config.state_dir.with_name(config.state_dir.name + ".lock"),
+        wait=_LOCK_WAIT,
+        on_wait=lambda owner: console.say(f"waiting for pid {owner}, which works on {config.state_dir}"),
+    ):
+        yield
+
+
+def _read(state_dir: Path) -> _Record | None:
+    path = state_dir / "state.json"
+    return products.load(_Record, path) if path.exists() else None
+
+
+def _write(state_dir: Path, record: _Record) -> None:
+    products.save(record, state_dir / "state.json")
+
+
+def _settle(config: Config, env: Path) -> _Record:
+    """The record of the cloud that is there; of a new one where there is none, or an unfinished one."""
+    record = _read(config.state_dir)
+    if record is None and config.state_dir.exists() and any(config.state_dir.iterdir()):
+        raise InputError(
+            f"{config.state_dir} holds something else than a Chameleon", hint="name another folder with --state-dir"
+        )
+    if record is not None and record.complete:
+        if record.profile != config.profile:
+            raise InputError(
+                f"the Chameleon in {config.state_dir} has the profile {record.profile!r}",
+                hint="local-chameleon down --purge removes it; or name another folder with --state-dir",
+            )
+        if config.port not in (None, record.port):
+            raise InputError(
+                f"the Chameleon in {config.state_dir} was made for the ports from {record.port} on",
+                hint="leave out --port; or remove it with local-chameleon down --purge",
+            )
+        return record
+    if record is not None:
+        services.stop(config.state_dir, services.scan(config.state_dir))
+        files.remove_tree(config.state_dir)
+    record = _Record(config.profile, config.port or profiles.DEFAULT_PORT, env.name)
+    files.make_folder(config.state_dir).chmod(0o700)
+    _write(config.state_dir, record)
+    names = ("admin", *sorted({glance.USER}))
+    passwords = {name: secrets.token_hex(24) for name in names}
+    files.write_text(config.state_dir / "secrets.json", json.dumps(passwords) + "\n", mode=0o600)
+    return record
+
+
+def _passwords(state_dir: Path) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads((state_dir / "secrets.json").read_text())
+    except (OSError, ValueError) as error:
+        raise SageError(
+            f"the passwords in {state_dir}/secrets.json can't be read: {error}",
+            hint="make a new Chameleon: local-chameleon down --purge, then up",
+        ) from None
+    return found
+
+
+def _configure(state_dir: Path, env: Path, record: _Record, *, allow_public: bool) -> list[Service]:
+    """Write all services' configurations."""
+    keystone.configure(files.make_folder(state_dir / keystone.NAME))
+    password = _passwords(state_dir)[glance.USER]
+    profile = PROFILES[record.profile]
+    for region in profile.regions:
+        glance.configure(
+            files.make_folder(_glance_folder(state_dir, region)),
+            env,
+            keystone_port=record.port,
+            port=profiles.service_port(record.port, profile, region, "image"),
+            region=region,
+            password=password,
+            allow_public=allow_public,
+        )
+    return _services(state_dir, record)
+
+
+def _services(state_dir: Path, record: _Record) -> list[Service]:
+    profile = PROFILES[record.profile]
+    return [
+        keystone.service(state_dir / keystone.NAME, record.port),
+        *(
+            glance.service(
+                _glance_folder(state_dir, region), profiles.service_port(record.port, profile, region, "image")
+            )
+            for region in profile.regions
+        ),
+    ]
+
+
+def _glance_folder(state_dir: Path, region: str) -> Path:
+    return state_dir / f"glance-{profiles.slug(region)}"
+
+
+def _healthy(wanted: list[Service], running: list[Running], env: Path) -> list[Running]:
+    """Those of the processes that may go on: of this configuration, alone in their service, and answering."""
+    by_name = {service.name: service for service in wanted}
+    names = [one.name for one in running]
+    return [
+        one
+        for one in running
+        if names.count(one.name) == 1
+        and one.name in by_name
+        and one.content == services.content_digest(by_name[one.name], env)
+        and services.answers(by_name[one.name])
+    ]
+
+
+def _bring_up(state_dir: Path, env: Path, record: _Record, profile: Profile, missing: list[Service]) -> None:
+    passwords = _passwords(state_dir)
+    if not record.complete:
+        with console.stage("making the databases"):
+            _make_databases(state_dir, env, profile, record.port, passwords["admin"])
+    elif record.environment != env.name:
+        with console.stage("bringing the databases to the services' new version"):
+            keystone.sync_database(state_dir / keystone.NAME, env)
+            for region in profile.regions:
+                _sync_glance(_glance_folder(state_dir, region), env)
+    with console.stage(f"starting {files.join_names([service.name for service in missing])}") as stage:
+        started = {service.name: services.start(service, env) for service in missing}
+        for service in missing:  # Keystone is the first, and what the others' probes need
+            stage.detail(f"waiting for {service.name}")
+            if service.name == keystone.NAME or record.complete:
+                services.wait_ready(service, started[service.name])
+    if not record.complete:
+        with console.stage("filling Keystone: regions, projects, users"):
+            credentials = seed.seed(
+                record.port, profile, admin_password=passwords["admin"], service_passwords=passwords
+            )
+            document = seed.clouds(record.port, profile, admin_password=passwords["admin"], credentials=credentials)
+            files.write_text(state_dir / "clouds.yaml", yaml.safe_dump(document, sort_keys=False), mode=0o600)
+        with console.stage("waiting for Glance in every region"):
+            for service in missing:
+                services.wait_ready(service, started[service.name])
+    if not record.complete or record.environment != env.name:
+        _write(state_dir, replace(record, environment=env.name, complete=True))
+
+
+def _make_databases(state_dir: Path, env: Path, profile: Profile, port: int, admin_password: str) -> None:
+    folder = state_dir / keystone.NAME
+    keystone.make_keys(folder)
+    first, *others = (_glance_folder(state_dir, region) for region in profile.regions)
+    # The two take 3 s each on a core of its own.
+    beside = glance.start_sync(first, env)
+    try:
+        keystone.sync_database(folder, env)
+        keystone.bootstrap(folder, env, port, profile.regions[0], admin_password)
+        glance.finish_sync(beside)
+    finally:
+        process.stop(beside)
+    for other in others:
+        shutil.copyfile(first / "glance.db", other / "glance.db")
+    configuration.prepare_database(folder / "keystone.db")
+    for region in profile.regions:
+        configuration.prepare_database(_glance_folder(state_dir, region) / "glance.db")
+
+
+def _sync_glance(folder: Path, env: Path) -> None:
+    started = glance.start_sync(folder, env)
+    try:
+        glance.finish_sync(started)
+    finally:
+        process.stop(started)
+
+
+def _stop_all(state_dir: Path) -> list[str]:
+    stopped = set()
+    # Twice: an interruption may fall between fork and exec, when a child can't be known yet for what it will be.
+    for _ in process.poll_until(0.15, 0.1):
+        found = services.scan(state_dir)
+        services.stop(state_dir, found)
+        stopped |= {one.name for one in found}
+    return sorted(stopped)
+
+
+def _look(state_dir: Path, record: _Record) -> State:
+    profile = PROFILES[record.profile]
+    running = {one.name: one for one in services.scan(state_dir)}
+    states = []
+    for service in _services(state_dir, record):
+        one = running.get(service.name)
+        since = datetime.datetime.fromtimestamp(one.since, datetime.timezone.utc) if one else None
+        states.append(
+            ServiceState(
+                name=service.name,
+                url=f"http://127.0.0.1:{service.port}",
+                pid=one.pid if one else None,
+                since=since.strftime("%Y-%m-%dT%H:%M:%SZ") if since else None,
+                memory=one.memory if one else None,
+                works=one is not None and services.answers(service),
+            )
+        )
+    return State(
+        up=record.complete and all(one.works for one in states),
+        profile=record.profile,
+        state_dir=state_dir,
+        clouds_yaml=state_dir / "clouds.yaml",
+        endpoints={
+            region: {
+                "identity": profiles.keystone_url(record.port),
+                **{kind: profiles.endpoint(record.port, profile, region, kind) for kind in profile.services},
+            }
+            for region in profile.regions
+        },
+        services=tuple(states),
+    )

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A region's Glance: its configuration, its database, its service."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from groundwork import files, process
+from groundwork.process import ProcessError
+from local_chameleon import configuration
+from local_chameleon.services import Service
+
+USER = "glance"
+
+_SYNC_TIMEOUT = 300.0  # seconds; takes 4
+_CHUNK = 1 << 20  # bytes that the store writes and reads at a time
+_FOLDERS = ("images", "staging", "tasks")
+
+
+def configure(
+    folder: Path, environment: Path, *, keystone_port: int, port: int, region: str, password: str, allow_public: bool
+) -> None:
+    """Write its configuration.  ``allow_public`` lets members publish their own images, which stock Glance refuses."""
+    for name in _FOLDERS:
+        files.make_folder(folder / name)
+    sections: configuration.Sections = {
+        "DEFAULT": {
+            **configuration.logging(),
+            "enabled_backends": "local:file",
+            "enabled_import_methods": "[glance-direct,web-download]",  # a list needs the brackets here
+            "worker_self_reference_url": f"http://127.0.0.1:{port}",
+            "transport_url": "fake://",  # no message bus
+        },
+        "database": configuration.database(folder / "glance.db"),
+        "glance_store": {"default_backend": "local"},
+        "local": {
+            "filesystem_store_datadir": folder / "images",
+            "filesystem_store_chunk_size": _CHUNK,
+        },
+        "os_glance_staging_store": {"filesystem_store_datadir": folder / "staging"},
+        "os_glance_tasks_store": {"filesystem_store_datadir": folder / "tasks"},
+        "paste_deploy": {"flavor": "keystone", "config_file": environment / "etc/glance/glance-api-paste.ini"},
+        "keystone_authtoken": configuration.keystone_client(keystone_port, region, USER, password),
+        "oslo_messaging_notifications": {"driver": "noop"},
+        "oslo_policy": {"policy_file": folder / "policy.yaml"},
+        "taskflow_executor": {"engine_mode": "serial"},
+        "wsgi": {"task_pool_threads": 8},
+    }
+    configuration.write(folder / "glance-api.conf", sections)
+    files.write_text(folder / "policy.yaml", json.dumps(policy(allow_public=allow_public)) + "\n", mode=0o600)
+
+
+def policy(*, allow_public: bool) -> dict[str, str]:
+    """What differs from Glance's stock policy, by the rule's name."""
+    if not allow_public:
+        return {}
+    return {"publicize_image": "rule:context_is_admin or (role:member and project_id:%(project_id)s)"}
+
+
+def service(folder: Path, port: int) -> Service:
+    """The service; :func:`configure` must have been called."""
+    return Service(
+        folder=folder,
+        port=port,
+        application="glance.wsgi.api",
+        environ={"OS_GLANCE_CONFIG_DIR": str(folder)},
+        # The probe brings a token that does not exist: 401 says that Glance has reached Keystone, 503 that it has not.
+        probe="/v2/images?limit=1",
+        answers=(401,),
+    )
+
+
+def start_sync(folder: Path, environment: Path) -> subprocess.Popen[bytes]:
+    """Begin to make the database, or to bring it to this version; :func:`finish_sync` waits for it."""
+    return process.start(
+        [environment / "bin/glance-manage", "--config-file", folder / "glance-api.conf", "db_sync"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={"HOME": str(folder), "LANG": "C.UTF-8"},
+        inherit=False,
+        cwd=folder,
+    )
+
+
+def finish_sync(started: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of :func:`start_sync`.  Raises ProcessError."""
+    try:
+        out, _ = started.communicate(timeout=_SYNC_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise ProcessError(f"glance-manage did not end within {_SYNC_TIMEOUT:g} s", returncode=None) from None
+    if started.returncode != 0:
+        last = " / ".join(out.decode(errors="replace").strip().splitlines()[-3:])
+        raise ProcessError(
+            f"glance-manage failed with exit status {started.returncode}: {last}", returncode=started.returncode
+        )

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a Chameleon of one's own is made of: regions, ports, services, projects.  A profile is data."""
+
+from dataclasses import dataclass
+
+from chameleon_sites.sites import load_sites
+
+DEFAULT_PORT = 15000
+PORTS = 40  # how many ports, from the first on, a Chameleon may take
+
+PROJECTS = ("CH-822154", "CH-000002")  # the first is the one that the entries without a number belong to
+
+# Service type -> its place among a region's ports.  The places are kept for services of later profiles.
+_OFFSETS = {"image": 1, "placement": 2, "compute": 3, "network": 4, "reservation": 5, "baremetal": 6}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A set of services.  ``services`` are the catalog's types that each region has, beside the one Keystone."""
+
+    name: str
+    regions: tuple[str, ...]
+    services: tuple[str, ...]
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (Profile("images", regions=("CHI@UC", "CHI@TACC", "KVM@TACC"), services=("image",)),)
+}
+
+
+def slug(region: str) -> str:
+    """The region's name as it stands in names of files and clouds: ``chi_uc``."""
+    return load_sites()[region].slug
+
+
+def keystone_url(port: int) -> str:
+    """The identity endpoint, the same in all regions."""
+    return f"http://127.0.0.1:{port}/v3"
+
+
+def service_port(port: int, profile: Profile, region: str, service: str) -> int:
+    """The port of a region's service; ``port`` is the first of them all, and Keystone's."""
+    return port + 10 * (profile.regions.index(region) + 1) + _OFFSETS[service]
+
+
+def endpoint(port: int, profile: Profile, region: str, service: str) -> str:
+    """The URL of a region's service, as the catalog has it."""
+    return f"http://127.0.0.1:{service_port(port, profile, region, service)}"
