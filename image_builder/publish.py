@@ -363,6 +363,7 @@ def _stage_once(work: _Work, connection: "Connection", file: ImageFile, image_id
         properties={**_properties(manifest), **imagined.properties, "sage_state": str(ImageState.STAGING)},
     )
     work.sent, work.size, work.upload_begin, work.word = 0, file.size, time.monotonic(), "uploading"
+    work.done.append(f"upload {file.name} ({console.mebibytes(file.size)}) as {image_id}")
 
     def advance(sent: int) -> None:
         work.sent = sent

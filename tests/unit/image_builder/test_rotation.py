@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The planner of the rotation: whatever stands, and wherever a run is killed, one image has the public name."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from image_builder.catalog import Change, ImageState, SiteImage
+from image_builder.rotation import (
+    BackDate,
+    Delete,
+    Hide,
+    NameConflict,
+    Plan,
+    Promote,
+    Settle,
+    Show,
+    Step,
+    change_of,
+    execute,
+    plan,
+)
+
+NAME = "Sage-Ubuntu24.04"
+NOW = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)
+
+
+def image(
+    number: int,
+    state: str = ImageState.PREVIOUS,
+    *,
+    name: str | None = None,
+    hidden: bool = False,
+    protected: bool = False,
+    status: str = "active",
+    built_at: str | None = None,
+    promoted_at: str = "",
+    publisher: str = "host:1:2",
+    age: timedelta = timedelta(minutes=1),
+    image_name: str = NAME,
+    tags: tuple[str, ...] = ("sage-image",),
+) -> SiteImage:
+    built = f"2026-11-{number:02}T03:15:00Z" if built_at is None else built_at
+    names = {
+        ImageState.CURRENT: NAME,
+        ImageState.PREVIOUS: f"{NAME}-202611{number:02}T031500Z",
+    }
+    moment = (NOW - age).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return SiteImage(
+        id=f"{number:08d}-0000",
+        name=name
+        if name is not None
+        else names.get(ImageState(state), f"sage-staging-{number}")
+        if state in list(ImageState)
+        else str(name),
+        status=status,
+        hidden=hidden or state in (ImageState.STAGING, ImageState.CANDIDATE),
+        protected=protected,
+        visibility="public",
+        owner="us",
+        size=1,
+        created_at=moment,
+        updated_at=moment,
+        disk_format="qcow2",
+        os_hash_algo="sha512",
+        os_hash_value="00",
+        tags=tags,
+        properties={
+            "sage_state": str(state),
+            "sage_image_name": image_name,
+            "sage_built_at": built,
+            "sage_publisher": publisher,
+            **({"sage_promoted_at": promoted_at} if promoted_at else {}),
+        },
+    )
+
+
+def apply(standing: Sequence[SiteImage], step: Step) -> list[SiteImage]:
+    """A site after one step: what Glance does with a PATCH or a DELETE."""
+    wanted = change_of(step)
+    if wanted is None:
+        return [each for each in standing if each.id != step.id]
+    return [changed(each, wanted) if each.id == step.id else each for each in standing]
+
+
+def changed(before: SiteImage, wanted: Change) -> SiteImage:
+    return replace(
+        before,
+        name=before.name if wanted.name is None else wanted.name,
+        hidden=before.hidden if wanted.hidden is None else wanted.hidden,
+        properties={**before.properties, **wanted.properties},
+    )
+
+
+def listed(standing: Sequence[SiteImage]) -> list[str]:
+    return [each.id for each in standing if each.name == NAME and not each.hidden]
+
+
+def held(standing: Sequence[SiteImage]) -> list[str]:
+    return [each.id for each in standing if each.name == NAME]
+
+
+def kinds(made: Plan) -> list[type]:
+    return [type(step) for step in made.steps]
+
+
+def test_a_site_as_it_should_be_needs_nothing() -> None:
+    standing = [image(3, ImageState.CURRENT), image(2), image(1)]
+    assert plan(NAME, standing, keep=3, now=NOW) == Plan(())
+
+
+def test_the_first_image_gets_the_name() -> None:
+    new = image(1, ImageState.CANDIDATE)
+    assert kinds(plan(NAME, [new], new=new.id, keep=3, now=NOW)) == [Promote]
+
+
+def test_a_swap_hides_promotes_and_back_dates() -> None:
+    old, new = image(1, ImageState.CURRENT), image(2, ImageState.CANDIDATE)
+    made = plan(NAME, [old, new], new=new.id, keep=3, now=NOW)
+    assert kinds(made) == [Hide, Promote, BackDate]
+    assert made.steps[2] == BackDate(old.id, f"{NAME}-20261101T031500Z", NAME)
+
+
+def test_the_newest_stay_and_the_oldest_goes_first() -> None:
+    standing = [image(5, ImageState.CURRENT), *(image(number) for number in (1, 2, 3, 4))]
+    made = plan(NAME, standing, keep=3, now=NOW)
+    assert [step.id for step in made.deletions] == [image(1).id, image(2).id]
+    assert kinds(made) == [Delete, Delete]
+
+
+def test_keep_one_keeps_the_current_alone_and_never_less() -> None:
+    standing = [image(2, ImageState.CURRENT), image(1)]
+    for keep in (1, 0, -1):
+        assert [step.id for step in plan(NAME, standing, keep=keep, now=NOW).steps] == [image(1).id]
+
+
+def test_the_current_stays_even_when_it_is_the_oldest() -> None:
+    standing = [image(1, ImageState.CURRENT), image(2), image(3), image(4)]
+    assert [step.id for step in plan(NAME, standing, keep=2, now=NOW).steps] == [image(2).id, image(3).id]
+
+
+def test_protected_images_stay() -> None:
+    standing = [image(3, ImageState.CURRENT), image(2), image(1, protected=True)]
+    assert plan(NAME, standing, keep=1, now=NOW).steps == plan(NAME, standing[:2], keep=1, now=NOW).steps
+
+
+def test_nothing_finished_is_deleted_without_a_current_image() -> None:
+    made = plan(NAME, [image(number) for number in (1, 2, 3, 4)], keep=1, now=NOW)
+    assert made.steps == ()
+    assert "only back-dated" in made.notes[0]
+
+
+def test_nothing_finished_is_deleted_when_an_age_is_unknown() -> None:
+    standing = [image(9, ImageState.CURRENT), image(1), image(2), image(3, built_at="yesterday")]
+    made = plan(NAME, standing, keep=1, now=NOW)
+    assert made.steps == ()
+    assert "does not tell when" in made.notes[0]
+
+
+def test_images_that_are_not_ours_do_not_count() -> None:
+    others = [
+        image(1, tags=()),
+        image(2, image_name="Sage-Debian12"),
+        replace(image(3), properties={}),
+    ]
+    assert plan(NAME, [image(9, ImageState.CURRENT), *others], keep=1, now=NOW) == Plan(())
+
+
+def test_images_renamed_by_hand_are_left_alone() -> None:
+    standing = [image(9, ImageState.CURRENT), image(1, name="for my paper"), image(2, ImageState.CURRENT, name="mine")]
+    made = plan(NAME, standing, keep=1, now=NOW)
+    assert made.steps == ()
+    assert len(made.notes) == 2
+
+
+def test_unknown_states_are_left_alone_and_may_not_hold_the_name() -> None:
+    later = image(2, "quarantined", name="something")
+    made = plan(NAME, [image(9, ImageState.CURRENT), later], keep=1, now=NOW)
+    assert made.steps == ()
+    assert "unknown state" in made.notes[0]
+    with pytest.raises(NameConflict):
+        plan(NAME, [replace(later, name=NAME)], keep=1, now=NOW)
+
+
+def test_an_unchecked_image_is_never_promoted() -> None:
+    for new in (image(1, ImageState.STAGING), image(1, ImageState.CANDIDATE, status="saving")):
+        with pytest.raises(NameConflict):
+            plan(NAME, [new], new=new.id, now=NOW)
+    with pytest.raises(NameConflict):
+        plan(NAME, [], new="absent", now=NOW)
+
+
+def test_a_swap_killed_after_hiding_is_undone() -> None:
+    old = image(1, ImageState.CURRENT, hidden=True)
+    assert plan(NAME, [old], now=NOW).steps == (Show(old.id, NAME),)
+
+
+def test_a_swap_killed_after_hiding_goes_on_when_the_new_one_is_still_wanted() -> None:
+    old, new = image(1, ImageState.CURRENT, hidden=True), image(2, ImageState.CANDIDATE)
+    assert kinds(plan(NAME, [old, new], new=new.id, now=NOW)) == [Promote, BackDate]
+
+
+def test_a_swap_killed_after_promoting_is_finished() -> None:
+    old, new = image(1, ImageState.CURRENT, hidden=True), image(2, ImageState.CURRENT)
+    assert kinds(plan(NAME, [old, new], now=NOW)) == [BackDate]
+
+
+def test_of_two_listed_holders_the_one_promoted_last_stays() -> None:
+    first = image(2, ImageState.CURRENT, promoted_at="2026-11-20T10:00:00Z")
+    last = image(1, ImageState.CURRENT, promoted_at="2026-11-20T11:00:00Z")  # an older build, promoted again
+    made = plan(NAME, [first, last], now=NOW)
+    assert [(type(step), step.id) for step in made.steps] == [(BackDate, first.id)]
+
+
+def test_a_back_dated_image_can_be_promoted_again() -> None:
+    old, new = image(1), image(2, ImageState.CURRENT)
+    made = plan(NAME, [old, new], new=old.id, keep=3, now=NOW)
+    assert kinds(made) == [Hide, Promote, BackDate]
+
+
+def test_an_image_named_by_hand_becomes_the_current_one() -> None:
+    assert kinds(plan(NAME, [image(1, name=NAME)], now=NOW)) == [Settle]
+
+
+def test_two_builds_of_one_second_get_two_names() -> None:
+    same = "2026-11-01T03:15:00Z"
+    old, older = image(2, ImageState.CURRENT, built_at=same), image(1)
+    new = image(3, ImageState.CANDIDATE)
+    made = plan(NAME, [old, older, new], new=new.id, keep=3, now=NOW)
+    assert made.steps[2] == BackDate(old.id, f"{NAME}-20261101T031500Z-00000002", NAME)
+
+
+@pytest.mark.parametrize(
+    ("publishers", "age", "left_over"),
+    [
+        ({"host:1:2": False}, timedelta(minutes=1), True),
+        ({"host:1:2": True}, timedelta(days=9), False),
+        ({}, timedelta(hours=5), False),
+        ({}, timedelta(hours=7), True),
+    ],
+)
+@pytest.mark.parametrize("state", [ImageState.STAGING, ImageState.CANDIDATE])
+def test_leftovers_go_when_nobody_can_finish_them(
+    publishers: dict[str, bool], age: timedelta, left_over: bool, state: ImageState
+) -> None:
+    made = plan(NAME, [image(1, state, age=age, status="queued")], now=NOW, publishers=publishers)
+    assert kinds(made) == ([Delete] if left_over else [])
+    assert bool(made.notes) is not left_over
+
+
+def test_steps_read_like_sentences() -> None:
+    old, new = image(1, ImageState.CURRENT), image(2, ImageState.CANDIDATE)
+    made = plan(NAME, [old, new, image(3)], new=new.id, keep=1, now=NOW)
+    assert [str(step).split()[0] for step in made.steps] == ["hide", "give", "back-date", "delete", "delete"]
+
+
+def test_execution_ends_at_the_first_failure() -> None:
+    old, new = image(1, ImageState.CURRENT), image(2, ImageState.CANDIDATE)
+    made = plan(NAME, [old, new], new=new.id, now=NOW)
+    seen: list[str] = []
+
+    def change(image_id: str, wanted: Change) -> None:
+        if wanted.name == NAME:
+            raise OSError
+        seen.append(image_id)
+
+    with pytest.raises(OSError):  # noqa: PT011
+        execute(made.steps, change=change, delete=seen.append)
+    assert seen == [old.id]
+
+
+# Properties
+
+
+@st.composite
+def sites(draw: st.DrawFn) -> list[SiteImage]:
+    """Sites as runs of ours, killed anywhere, and hands may leave them; at least one holds the name."""
+    count = draw(st.integers(1, 7))
+    made = []
+    for number in range(1, count + 1):
+        state = draw(st.sampled_from(list(ImageState)))
+        holds = number == 1 or (state in (ImageState.CURRENT, ImageState.PREVIOUS) and draw(st.booleans()))
+        made.append(
+            image(
+                number,
+                ImageState.CURRENT if number == 1 else state,
+                name=NAME if holds else None if state != ImageState.CURRENT else "renamed by hand",
+                hidden=draw(st.booleans()),
+                protected=draw(st.booleans()),
+                built_at=f"2026-11-0{draw(st.integers(1, 3))}T03:15:00Z",
+                promoted_at=draw(st.sampled_from(["", "2026-11-20T01:00:00Z", "2026-11-20T02:00:00Z"])),
+                age=timedelta(hours=draw(st.sampled_from([0, 9]))),
+            )
+        )
+    return draw(st.permutations(made))
+
+
+@st.composite
+def tidy_sites(draw: st.DrawFn) -> list[SiteImage]:
+    """Sites at which every run came to its end."""
+    old = [image(number, protected=draw(st.booleans())) for number in range(1, draw(st.integers(1, 5)))]
+    return [image(8, ImageState.CURRENT), *old, image(9, ImageState.CANDIDATE)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(sites(), st.one_of(st.none(), st.integers(1, 4)), st.integers(0, 6), st.booleans())
+def test_wherever_runs_are_killed_the_next_one_ends_with_one_listed_image(
+    standing: list[SiteImage], keep: int | None, kill_at: int, wants_new: bool
+) -> None:
+    candidates = [each.id for each in standing if each.state in (ImageState.CANDIDATE, ImageState.PREVIOUS)]
+    new = candidates[0] if wants_new and candidates else None
+    now = listed(standing)
+    for step in plan(NAME, standing, new=new, keep=keep, now=NOW).steps[:kill_at]:
+        standing = apply(standing, step)
+        assert held(standing), "at no moment is the name gone altogether"
+        assert len(listed(standing)) <= max(1, len(now)), "and never is one more listed"
+        now = listed(standing)
+    after = plan(NAME, standing, keep=keep, now=NOW)
+    for step in after.steps:
+        standing = apply(standing, step)
+        assert held(standing)
+    assert len(listed(standing)) == 1
+    assert held(standing) == listed(standing)
+    assert plan(NAME, standing, keep=keep, now=NOW).steps == (), "and then nothing is left to do"
+
+
+@settings(max_examples=100, deadline=None)
+@given(tidy_sites(), st.integers(1, 4), st.lists(st.integers(0, 5), max_size=4))
+def test_a_swap_killed_again_and_again_still_ends_with_the_new_image(
+    standing: list[SiteImage], keep: int, kills: list[int]
+) -> None:
+    new = image(9).id
+    for kill_at in [*kills, 99]:
+        for step in plan(NAME, standing, new=new, keep=keep, now=NOW).steps[:kill_at]:
+            standing = apply(standing, step)
+            assert len(listed(standing)) <= 1
+            assert len(held(standing)) in (1, 2)
+            assert listed(standing) or len(held(standing)) == 1, "the SDK finds the one that is hidden"
+    assert listed(standing) == [new]
+    assert len([each for each in standing if not each.protected]) <= keep
+    assert {each.name for each in standing if each.id != new and each.hidden} == set()
+
+
+@settings(max_examples=100, deadline=None)
+@given(sites(), st.integers(1, 4))
+def test_deletions_spare_the_current_the_protected_and_the_newest(standing: list[SiteImage], keep: int) -> None:
+    made = plan(NAME, standing, keep=keep, now=NOW)
+    doomed = {step.id for step in made.deletions}
+    for step in made.swap:
+        standing = apply(standing, step)
+    finished = [each for each in standing if each.state in (ImageState.CURRENT, ImageState.PREVIOUS)]
+    assert not doomed & {each.id for each in standing if each.name == NAME or each.protected}
+    assert len(finished) - len(doomed & {each.id for each in finished}) >= min(keep, len(finished))
+    kept = [each.built_at for each in finished if each.id not in doomed and each.name.startswith(f"{NAME}-")]
+    gone = [each.built_at for each in finished if each.id in doomed]
+    if gone and keep > 1:
+        assert max(gone) <= max(kept)
