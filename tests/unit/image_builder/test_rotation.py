@@ -222,6 +222,12 @@ def test_a_back_dated_image_can_be_promoted_again() -> None:
     assert kinds(made) == [Hide, Promote, BackDate]
 
 
+def test_an_old_image_that_still_has_the_name_hidden_is_not_in_the_way_of_its_own_promotion() -> None:
+    old, new = image(1, ImageState.CURRENT, hidden=True), image(2, ImageState.CURRENT)
+    made = plan(NAME, [old, new], new=old.id, keep=3, now=NOW)
+    assert kinds(made) == [BackDate, Hide, Promote, BackDate]
+
+
 def test_an_image_named_by_hand_becomes_the_current_one() -> None:
     assert kinds(plan(NAME, [image(1, name=NAME)], now=NOW)) == [Settle]
 

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said to Glance, and what is made of its answers; Glance itself is in tests/integration."""
+
+import json
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from keystoneauth1 import exceptions as auth_errors
+
+from chameleon_sites.cloud import SiteError, SiteUnreachable
+from groundwork.errors import InputError
+from image_builder import catalog
+from image_builder.catalog import BadListing, Change, Gone, Refused, Stopped
+
+
+def row(number: int, **keys: Any) -> dict[str, Any]:
+    return {
+        "id": f"id-{number}",
+        "name": f"image {number}",
+        "status": "active",
+        "os_hidden": False,
+        "protected": False,
+        "visibility": "private",
+        "owner": "us",
+        "size": 5,
+        "created_at": "2026-11-20T12:00:00Z",
+        "updated_at": "2026-11-20T12:00:00Z",
+        "disk_format": "raw",
+        "os_hash_algo": "sha512",
+        "os_hash_value": "00",
+        "tags": ["sage-image"],
+        "sage_state": "current",
+        "sage_image_name": "Sage-X",
+        **keys,
+    }
+
+
+class Glance:
+    """Gives prepared answers, each once, the last one for ever; remembers what was asked."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.image = self
+        self.current_project_id = "us"
+        self.config = SimpleNamespace(region_name="CHI@UC")
+
+    def request(self, path: str, method: str, **arguments: Any) -> Any:
+        self.asked.append((method, path, arguments))
+        if "data" in arguments:
+            for _ in arguments["data"]:
+                pass
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        code, body = answer
+        text = body if isinstance(body, str) else json.dumps(body)
+        return SimpleNamespace(
+            status_code=code,
+            ok=code < 400,
+            text=text,
+            content=text.encode(),
+            reason="reason",
+            headers={},
+            json=lambda: json.loads(text),
+        )
+
+
+def connection(*answers: Any) -> Any:
+    return Glance(*answers)
+
+
+def page(*rows: dict[str, Any], following: str | None = None) -> tuple[int, dict[str, Any]]:
+    return 200, {"images": list(rows), **({"next": following} if following else {})}
+
+
+def test_listed_and_hidden_images_are_read_page_by_page() -> None:
+    glance = connection(
+        page(row(1), following="/v2/images?marker=id-1"),
+        page(row(2)),
+        page(row(3, os_hidden=True)),
+        page(row(1)),
+    )
+    found = catalog.list_ours(glance)
+    assert [(image.id, image.hidden) for image in found] == [("id-1", False), ("id-2", False), ("id-3", True)]
+    assert glance.asked[1][1] == "/images?marker=id-1"
+
+
+def test_an_image_that_is_shown_while_the_lists_are_read_does_not_slip_through() -> None:
+    glance = connection(page(), page(), page(row(1)))
+    assert [image.id for image in catalog.list_ours(glance)] == ["id-1"]
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [row(2, owner="them"), row(2, tags=[]), {k: v for k, v in row(2).items() if k != "sage_state"}],
+)
+def test_what_is_not_ours_is_not_listed_even_if_the_site_ignores_the_query(foreign: dict[str, Any]) -> None:
+    assert [image.id for image in catalog.list_ours(connection(page(row(1), foreign)))] == ["id-1"]
+
+
+def test_another_name_is_not_listed_even_if_the_site_ignores_the_query() -> None:
+    answer = page(row(1), row(2, sage_image_name="Sage-Y"))
+    assert [image.id for image in catalog.list_ours(connection(answer), "Sage-X")] == ["id-1"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, "<html>we are being repaired</html>"),
+        (200, []),
+        (200, {"error": "no"}),
+        (200, {"images": {"id": 1}}),
+        (200, {"images": ["text"]}),
+        (200, {"images": [{"id": "x"}]}),
+        (200, {"images": [row(1, status=None)]}),
+        page(row(1), following="/v2/images?marker=for-ever"),
+    ],
+)
+def test_a_listing_that_is_none_is_not_believed(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "_MOST_PAGES", 3)
+    with pytest.raises(BadListing):
+        catalog.list_ours(connection(answer))
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ((401, "no"), InputError),
+        ((403, "<h1>403</h1> not authorized<br /></body>"), Refused),
+        ((404, "no"), Gone),
+        ((409, {"message": "in use"}), SiteError),
+        ((413, "too large"), SiteError),
+        ((415, "no qcow2"), SiteError),
+        ((500, "no"), SiteUnreachable),
+        ((503, ""), SiteUnreachable),
+        (auth_errors.ConnectFailure("refused"), SiteUnreachable),
+    ],
+)
+def test_refusals_are_told_apart(answer: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        catalog.get(connection(answer), "x")
+
+
+def test_a_change_is_one_request_that_touches_nothing_else() -> None:
+    glance = connection((200, row(1)))
+    catalog.change(glance, "id-1", Change(name="new", hidden=False, properties={"sage_state": "current"}))
+    ((method, path, arguments),) = glance.asked
+    assert (method, path) == ("PATCH", "/images/id-1")
+    assert arguments["json"] == [
+        {"op": "add", "path": "/sage_state", "value": "current"},
+        {"op": "add", "path": "/name", "value": "new"},
+        {"op": "add", "path": "/os_hidden", "value": False},
+    ]
+
+
+def test_a_new_image_is_private_hidden_and_marked() -> None:
+    glance = connection((201, row(1)))
+    catalog.create(glance, "id-1", name="tmp", disk_format="raw", min_disk=3, properties={"sage_state": "staging"})
+    document = glance.asked[0][2]["json"]
+    assert (document["visibility"], document["os_hidden"], document["tags"]) == ("private", True, ["sage-image"])
+    assert document["id"] == "id-1"
+
+
+def test_a_creation_that_was_sent_twice_made_one_image() -> None:
+    glance = connection((409, "already exists"), (200, row(1)))
+    assert catalog.create(glance, "id-1", name="tmp", disk_format="raw", min_disk=3, properties={}).id == "id-1"
+
+
+def test_deleting_what_is_gone_is_no_error() -> None:
+    catalog.delete(connection((404, "")), "id-1")
+
+
+def test_an_upload_tells_its_length_and_its_progress(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 2_500_000)
+    glance = connection((204, ""))
+    told: list[int] = []
+    catalog.upload(glance, "id-1", tmp_path / "file", size=2_500_000, on_progress=told.append)
+    assert len(glance.asked[0][2]["data"]) == 2_500_000
+    assert told == [1 << 20, 2 << 20, 2_500_000]
+
+
+def test_an_upload_ends_soon_after_it_is_told_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 5_000_000)
+    stop = threading.Event()
+    told: list[int] = []
+
+    def on_progress(sent: int) -> None:
+        told.append(sent)
+        stop.set()
+
+    with pytest.raises(Stopped):
+        catalog.upload(
+            connection((204, "")), "id-1", tmp_path / "file", size=5_000_000, on_progress=on_progress, stop=stop
+        )
+    assert len(told) == 1
+
+
+def test_a_file_that_became_shorter_ends_the_upload(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(SiteError, match="shorter"):
+        catalog.upload(connection((204, "")), "id-1", tmp_path / "file", size=2)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exit codes, who still lives, and which image is this build; publishing itself is in tests/integration."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from chameleon_sites.cloud import SiteUnreachable
+from chameleon_sites.sites import DiskFormat, Site, SiteKind
+from groundwork import products
+from groundwork.errors import InputError, SageError
+from image_builder import publish
+from image_builder.manifest import ImageFile, Manifest
+from image_builder.publish import Outcome, Problem, PublishReport, SiteInventory, SitePublication, exit_code
+
+WRONG = Problem("wrong", "mend it", True)
+DOWN = Problem("down", None, False)
+
+
+def report(*problems: Problem | None) -> PublishReport:
+    rows = tuple(
+        SitePublication(
+            site=f"site {number}",
+            outcome=Outcome.FAILED if problem else Outcome.PUBLISHED,
+            image_id=None,
+            image_name="Sage-X",
+            visibility=None,
+            uploaded=0,
+            seconds=0.1,
+            plan=(),
+            warnings=(),
+            problem=problem,
+        )
+        for number, problem in enumerate(problems)
+    )
+    return PublishReport("Sage-X", "build", "digest", rows)
+
+
+def manifest(*formats: DiskFormat) -> Manifest:
+    return Manifest(
+        build_id="build",
+        image_name="Sage-X",
+        variant="sage",
+        release="noble",
+        os_name="Ubuntu",
+        os_version="24.04",
+        arch="amd64",
+        recipe_digest="digest",
+        checks_digest="digest",
+        built_at="2026-11-20T03:15:00Z",
+        project_version="0",
+        commit=None,
+        clean=None,
+        elements={},
+        packages=(),
+        disk_size=5 << 30,
+        files=tuple(ImageFile(form, f"{form}.img", 1, "0", "0", "0") for form in formats),
+        checks=None,
+        stage_seconds={},
+    )
+
+
+def site(name: str) -> Site:
+    return Site(name, "https://x/v3", SiteKind.BAREMETAL, (DiskFormat.QCOW2_ZLIB, DiskFormat.RAW))
+
+
+@pytest.mark.parametrize(
+    ("problems", "code"),
+    [
+        ((None, None), 0),
+        ((None, DOWN), 3),
+        ((None, WRONG), 3),
+        ((DOWN, DOWN), 1),
+        ((DOWN, WRONG), 1),
+        ((WRONG, WRONG), 2),
+        ((WRONG,), 2),
+        ((DOWN,), 1),
+    ],
+)
+def test_exit_codes(problems: tuple[Problem | None, ...], code: int) -> None:
+    assert exit_code(report(*problems)) == code
+    assert exit_code([SiteInventory("site", (), problem) for problem in problems]) == code
+
+
+def test_a_report_can_be_saved_and_read(tmp_path: Path) -> None:
+    made = report(None, WRONG)
+    products.save(made, tmp_path / "report.json")
+    assert products.load(PublishReport, tmp_path / "report.json") == made
+
+
+def test_sites_that_were_not_reached_are_told_each_by_its_own_error(tmp_path: Path) -> None:
+    errors: dict[str, SageError] = {"a": SiteUnreachable("a is down"), "b": InputError("no entry", hint="add one")}
+    made = publish.publish(manifest(DiskFormat.RAW), tmp_path, [site("a"), site("b")], connections=errors)
+    assert [row.problem for row in made.sites] == [
+        Problem("a is down", None, False),
+        Problem("no entry", "add one", True),
+    ]
+    assert exit_code(made) == 1
+
+
+def test_a_format_that_a_site_does_not_boot_is_wrong_input(tmp_path: Path) -> None:
+    connections = {"a": object()}
+    made = publish.publish(
+        manifest(DiskFormat.QCOW2_ZSTD),
+        tmp_path,
+        [site("a")],
+        connections=connections,  # type: ignore[arg-type]
+    )
+    problem = made.sites[0].problem
+    assert problem is not None
+    assert problem.bad_input
+    assert "qcow2-zlib" in str(problem.hint)
+
+
+def test_a_publisher_is_known_to_live_only_where_that_can_be_judged() -> None:
+    me = publish._publisher()
+    assert publish._lives(me) is True
+    machine, process, start = me.rsplit(":", 2)
+    assert publish._lives(f"{machine}:{process}:{int(start) + 1}") is False, "another process had this id"
+    assert publish._lives(f"{machine}:4194305:{start}") is False
+    assert publish._lives(f"elsewhere:{os.getpid()}:{start}") is None
+    assert publish._lives("") is None
+    assert publish._lives("nonsense") is None
