@@ -8,6 +8,7 @@ been filled, and one that was left unfinished is made anew.
 import contextlib
 import datetime
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -126,11 +127,16 @@ def _checked(config: Config) -> Config:
     config = replace(config, state_dir=config.state_dir.resolve(), env_dir=config.env_dir.resolve())
     for path in (config.state_dir, config.env_dir):
         configuration.require_plain(path)
+    if config.state_dir.exists() and not os.access(config.state_dir, os.R_OK | os.W_OK | os.X_OK):
+        raise InputError(f"{config.state_dir} belongs to another user", hint="name your own with --state-dir")
     return config
 
 
 @contextlib.contextmanager
 def _locked(config: Config) -> Iterator[None]:
+    parent = files.make_folder(config.state_dir.parent)
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"can't write to {parent}", hint="name another folder with --state-dir")
     # Beside the folder, for a purge removes the folder while others may wait.
     with files.lock(
         config.state_dir.with_name(config.state_dir.name + ".lock"),
