@@ -206,14 +206,14 @@ def _open(config: "OpenStackConfig", site: Site, deadline: float) -> "Connection
 def _authorize(site: Site, connection: "Connection") -> None:
     begin = time.monotonic()
     try:
-        connection.authorize()
+        connection.session.get_token()  # authorize() would wrap the error and lose its kind
     except Exception as error:
         problem = explain(site.name, error)
         # One more try for a hiccup; none where the first one took long or the site said no.
         if not isinstance(problem, SiteUnreachable) or time.monotonic() - begin > 3.0:
             raise problem from None
         time.sleep(0.5)
-        connection.authorize()
+        connection.session.get_token()
     if connection.config.get_endpoint_from_catalog("image") is None:
         raise InputError(
             f"the catalog behind the entry {connection.config.name!r} has no image service in the region {site.name}",
