@@ -24,7 +24,7 @@ from groundwork.errors import InputError, SageError
 
 HOOKS = Path(__file__).with_name("hooks")
 
-_READY_TIMEOUT = 60.0  # seconds until a started service answers; it takes 2 s on an idle machine
+_READY_TIMEOUT = 180.0  # seconds until a started service answers; 3 s on two idle cores, 15 s where four work beside
 _STOP_PATIENCE = 10.0  # seconds from SIGTERM to SIGKILL
 _MARK = "local-chameleon.service="  # the word of the command line by which a service is known
 _CONTENT = "local-chameleon.content="

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked of a Chameleon is checked before anything is done."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from groundwork import console
+from groundwork.errors import InputError
+from local_chameleon import cli, cloud
+from local_chameleon.cloud import Config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config(state_dir=tmp_path / "state", env_dir=tmp_path / "env")
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("local_chameleon.environment.ensure", lambda folder: folder / "0123")
+
+
+def test_status_of_nothing(config: Config) -> None:
+    state = cloud.status(config)
+    assert not state.up
+    assert [one.name for one in state.services] == ["keystone", "glance-chi_uc", "glance-chi_tacc", "glance-kvm_tacc"]
+    assert not any(one.works or one.pid for one in state.services)
+    assert state.endpoints["CHI@UC"]["image"] == "http://127.0.0.1:15011"
+    assert not config.state_dir.exists()
+
+
+def test_down_of_nothing(config: Config) -> None:
+    assert cloud.down(config) == []
+    assert cloud.down(config, purge=True) == []
+
+
+def test_a_folder_that_holds_something_else_is_neither_used_nor_purged(config: Config) -> None:
+    config.state_dir.mkdir()
+    (config.state_dir / "thesis.tex").touch()
+    with pytest.raises(InputError, match="something else"):
+        cloud.up(config)
+    with pytest.raises(InputError, match="stays as it is"):
+        cloud.down(config, purge=True)
+    assert [path.name for path in config.state_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_other_ports_than_the_state_was_made_for_are_refused(config: Config) -> None:
+    config.state_dir.mkdir()
+    record = {"profile": "images", "port": 16000, "environment": "0123", "complete": True}
+    (config.state_dir / "state.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="from 16000 on"):
+        cloud.up(Config(config.state_dir, config.env_dir, port=17000))
+    assert cloud.status(config).endpoints["CHI@UC"]["image"] == "http://127.0.0.1:16011"
+
+
+def test_a_broken_record_is_told(config: Config) -> None:
+    config.state_dir.mkdir()
+    (config.state_dir / "state.json").write_text("{")
+    with pytest.raises(InputError, match=r"state\.json"):
+        cloud.status(config)
+
+
+def test_an_unknown_profile_is_refused(config: Config) -> None:
+    with pytest.raises(InputError, match="unknown profile") as caught:
+        cloud.up(Config(config.state_dir, config.env_dir, profile="image"))
+    assert caught.value.hint == "did you mean 'images'?"
+
+
+def test_a_purge_removes_only_what_is_ours(config: Config) -> None:
+    config.state_dir.mkdir()
+    record = {"profile": "images", "port": 16000, "environment": "0123", "complete": False}
+    (config.state_dir / "state.json").write_text(json.dumps(record))
+    cloud.down(config, purge=True)
+    assert not config.state_dir.exists()
+
+
+def test_the_command_line_names_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown flag --prt"):
+        cli._main(["up", "--prt", "1"])
+    with pytest.raises(InputError, match="--port: expected a whole number"):
+        cli._main(["up", "--port", "80"])
+
+
+def test_status_as_json(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--state-dir", str(config.state_dir), "--env-dir", str(config.env_dir)]
+    assert cli._main(["status", "--json", *words]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["up"] is False
+    assert told["clouds_yaml"] == str(config.state_dir / "clouds.yaml")
+    console.configure()
