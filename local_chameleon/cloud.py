@@ -277,22 +277,31 @@ def _bring_up(state_dir: Path, env: Path, record: _Record, profile: Profile, mis
 
 
 def _make_databases(state_dir: Path, env: Path, profile: Profile, port: int, admin_password: str) -> None:
-    folder = state_dir / keystone.NAME
-    keystone.make_keys(folder)
-    first, *others = (_glance_folder(state_dir, region) for region in profile.regions)
-    # The two take 3 s each on a core of its own.
-    beside = glance.start_sync(first, env)
-    try:
-        keystone.sync_database(folder, env)
-        keystone.bootstrap(folder, env, port, profile.regions[0], admin_password)
-        glance.finish_sync(beside)
-    finally:
-        process.stop(beside)
-    for other in others:
-        shutil.copyfile(first / "glance.db", other / "glance.db")
-    configuration.prepare_database(folder / "keystone.db")
-    for region in profile.regions:
-        configuration.prepare_database(_glance_folder(state_dir, region) / "glance.db")
+    keystone_db = state_dir / keystone.NAME / keystone.DATABASE
+    glance_dbs = [_glance_folder(state_dir, region) / glance.DATABASE for region in profile.regions]
+    # The empty ones are kept with the programs that made them, for to make them takes longer than all that follows.
+    kept_keystone, kept_glance = env / keystone.DATABASE, env / glance.DATABASE
+    if not (kept_keystone.exists() and kept_glance.exists()):
+        beside = glance.start_sync(glance_dbs[0].parent, env)
+        try:
+            keystone.sync_database(keystone_db.parent, env)
+            glance.finish_sync(beside)
+        finally:
+            process.stop(beside)
+        _copy(keystone_db, kept_keystone)
+        _copy(glance_dbs[0], kept_glance)
+    _copy(kept_keystone, keystone_db)
+    for path in glance_dbs:
+        _copy(kept_glance, path)
+    for path in (keystone_db, *glance_dbs):
+        configuration.prepare_database(path)
+    keystone.make_keys(keystone_db.parent)
+    keystone.bootstrap(keystone_db.parent, env, port, profile.regions[0], admin_password)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with files.writing(target, mode=0o600) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _sync_glance(folder: Path, env: Path) -> None:

@@ -12,6 +12,7 @@ from local_chameleon import configuration
 from local_chameleon.services import Service
 
 USER = "glance"
+DATABASE = "glance.db"
 
 _SYNC_TIMEOUT = 300.0  # seconds; takes 4
 # Bytes that the store hashes and writes at a time.  An upload of 1 GiB costs 4 s of processor time, 2 of it for the
@@ -34,7 +35,7 @@ def configure(
             "worker_self_reference_url": f"http://127.0.0.1:{port}",
             "transport_url": "fake://",  # no message bus
         },
-        "database": configuration.database(folder / "glance.db"),
+        "database": configuration.database(folder / DATABASE),
         "glance_store": {"default_backend": "local"},
         "local": {
             "filesystem_store_datadir": folder / "images",

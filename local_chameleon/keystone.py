@@ -10,6 +10,7 @@ from local_chameleon import configuration, profiles
 from local_chameleon.services import Service
 
 NAME = "keystone"
+DATABASE = "keystone.db"
 
 _SYNC_TIMEOUT = 300.0  # seconds; takes 3
 
@@ -18,7 +19,7 @@ def configure(folder: Path) -> None:
     """Write its configuration."""
     sections: configuration.Sections = {
         "DEFAULT": configuration.logging(),
-        "database": configuration.database(folder / "keystone.db"),
+        "database": configuration.database(folder / DATABASE),
         "token": {"provider": "fernet"},
         "fernet_tokens": {"key_repository": folder / "fernet-keys"},
         "credential": {"key_repository": folder / "credential-keys"},
