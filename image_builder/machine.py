@@ -6,6 +6,7 @@ The guest gets its ssh key as on OpenStack, by cloud-init from a config drive, a
 
 import io
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from image_builder.variant import Arch
 _MIB = 1 << 20
 _MEMORY_MIB = 2048
 _GROW_BY = 2048 * _MIB  # the machine's disk is larger than the image, so that growing can be seen
+_REFUSED_FOR = 30.0  # seconds
 _HOST_NAME = "sage-verify"
 
 
@@ -166,11 +168,20 @@ class Machine:
 
         ``deadline`` in seconds from power-on.  Raises MachineError when it is over or the machine ended.
         """
+        import paramiko
+
+        logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # it logs tracebacks for a guest not yet up
         reason = "nothing answered on port 22"
+        refused_since: float | None = None
         while (left := deadline - (time.monotonic() - self.begin)) > 0:
             self._still_running()
             try:
                 return self._connect(user, min(left, 60.0))
+            except paramiko.AuthenticationException:
+                # cloud-init sets the key before sshd starts; so this is not for want of time
+                refused_since = refused_since or time.monotonic()
+                if time.monotonic() - refused_since > _REFUSED_FOR:
+                    raise MachineError(f"ssh refuses {user} with the config drive's key", self.console_tail()) from None
             except Exception as error:  # paramiko raises a dozen kinds while the guest is coming up
                 reason = f"{type(error).__name__}: {error}"
             time.sleep(0.5)
