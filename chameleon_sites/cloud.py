@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,20 @@ def connect_all(sites: Sequence[Site], *, deadline: float = 20.0) -> "dict[str, 
         while thread.is_alive():  # a join without timeout would hold signals back
             thread.join(0.2)
     return {site.name: found[site.name] for site in sites}
+
+
+def with_entry(sites: Iterable[Site]) -> list[Site]:
+    """Those of ``sites`` that clouds.yaml has an entry for.  Raises InputError where there is no clouds.yaml."""
+    clouds = _clouds(_load_config())
+
+    def has_entry(site: Site) -> bool:
+        try:
+            find_entry(site, clouds, preferred=os.environ.get("OS_CLOUD"))
+        except InputError:
+            return False
+        return True
+
+    return [site for site in sites if site.formats and has_entry(site)]
 
 
 def find_entry(site: Site, clouds: Mapping[str, Any], *, preferred: str | None = None) -> str:

@@ -5,7 +5,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -240,15 +240,15 @@ def _steps(made: Recipe, found: Build | None, formats: Sequence[DiskFormat], val
 def _connect(sites: Sequence[Site]) -> dict[str, Any]:
     """Connect to the sites before hours are spent on a build; raises where no site is left to publish to."""
     connections = cloud.connect_all(sites)
-    errors = {name: found for name, found in connections.items() if isinstance(found, SageError)}
-    if len(errors) == len(sites):
-        for name, error in list(errors.items())[:-1]:
-            console.complain(f"{name}: {error}", hint=error.hint)
-        name, error = list(errors.items())[-1]
-        kind = InputError if all(isinstance(each, InputError) for each in errors.values()) else SageError
-        raise kind(f"{name}: {error}", hint=error.hint)
-    for name, error in errors.items():
-        console.warn(f"{name} is left out: {error}", hint=error.hint)
+    problems = {
+        name: publishing.Problem(str(found), found.hint, isinstance(found, InputError))
+        for name, found in connections.items()
+        if isinstance(found, SageError)
+    }
+    _tell_problems(problems)
+    if len(problems) == len(sites):
+        kind = InputError if all(problem.bad_input for problem in problems.values()) else SageError
+        raise kind("no site is left to publish to")
     return connections
 
 
@@ -279,8 +279,17 @@ def _tell_publication(report: publishing.PublishReport) -> None:
             console.result(f"  {site.site}: {step}")
         for text in site.warnings:
             console.warn(f"{site.site}: {text}")
-        if site.problem:
-            console.complain(f"{site.site}: {site.problem.message}", hint=site.problem.hint)
+    _tell_problems({site.site: site.problem for site in report.sites if site.problem})
+
+
+def _tell_problems(problems: Mapping[str, publishing.Problem]) -> None:
+    """What went wrong at each site; what went wrong at several in the same words, once."""
+    by_text: dict[tuple[str, str | None], list[str]] = {}
+    for site, problem in problems.items():
+        by_text.setdefault((problem.message, problem.hint), []).append(site)
+    for (message, hint), sites in by_text.items():
+        names = files.join_names([site for site in sites if site not in message])
+        console.complain(f"{names}: {message}" if names else message, hint=hint)
 
 
 def _sage_image(words: Sequence[str]) -> int:
@@ -305,7 +314,9 @@ def _sage_image(words: Sequence[str]) -> int:
 
 
 def _list(values: dict[str, Any], _: Path | None) -> int:
-    sites = _sites(values) or [site for site in load_sites(values["sites_file"]).values() if site.formats]
+    sites = _sites(values) or cloud.with_entry(load_sites(values["sites_file"]).values())
+    if not sites:
+        raise InputError("clouds.yaml has no entry for any known site", hint="known sites: " + ", ".join(load_sites()))
     inventories = publishing.inventory(sites)
     console.result_json([products.to_data(inventory) for inventory in inventories])
     # One row a build; what differs from site to site stands in the sites' columns.
@@ -322,11 +333,9 @@ def _list(values: dict[str, Any], _: Path | None) -> int:
     ]
     if rows:
         console.table(["name", "built", "recipe", *(inventory.site for inventory in inventories)], rows)
-    else:
+    elif any(inventory.problem is None for inventory in inventories):
         console.result("no images of ours")
-    for inventory in inventories:
-        if inventory.problem:
-            console.complain(f"{inventory.site}: {inventory.problem.message}", hint=inventory.problem.hint)
+    _tell_problems({inventory.site: inventory.problem for inventory in inventories if inventory.problem})
     return publishing.exit_code(inventories)
 
 

@@ -243,7 +243,7 @@ def _publish_at(work: _Work, connection: "Connection") -> SitePublication:
     if file is None:
         raise InputError(
             f"{site.name} boots {' or '.join(site.formats)}, and this build has none of them",
-            hint=f"build it again with --format {site.formats[0]}",
+            hint=f"add that format: create-image --site {site.name} ..., with the variant and release of this build",
         )
     if work.options.dry_run:
         return _rehearse(work, connection, file)
