@@ -110,7 +110,8 @@ def test_a_format_that_a_site_does_not_boot_is_wrong_input(tmp_path: Path) -> No
     problem = made.sites[0].problem
     assert problem is not None
     assert problem.bad_input
-    assert "qcow2-zlib" in str(problem.hint)
+    assert "qcow2-zlib" in problem.message
+    assert "create-image --site a" in str(problem.hint)
 
 
 def test_a_publisher_is_known_to_live_only_where_that_can_be_judged() -> None:

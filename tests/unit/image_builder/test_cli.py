@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong is told before any work begins, with exit code 2 and what to do about it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chameleon_sites.sites import DiskFormat
+from groundwork import files, process
+from groundwork.errors import InputError, SageError
+from image_builder import build, cli, disk, machine, manifest, privilege, recipe, variant
+from image_builder import settings as table
+from image_builder.build import Places
+from image_builder.manifest import CheckReport, CheckResult, ImageFile, Manifest
+from image_builder.recipe import Recipe
+from image_builder.variant import Arch
+
+IMAGE = ["--variant", "sage", "--release", "bookworm"]
+
+
+def told(*words: str, sage_image: bool = False) -> InputError:
+    """The InputError that these words end in."""
+    main: Callable[[list[str]], int] = cli._sage_image if sage_image else cli._create_image
+    with pytest.raises(InputError) as caught:
+        main(list(words))
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        ([], "no variant given", "--variant base | sage"),
+        (["-v", "sgae"], "unknown variant 'sgae'", "did you mean 'sage'?"),
+        (["-v", "sage", "-n", "nobel"], "unknown release 'nobel'", "did you mean 'noble'?"),
+        (["-v", "sage", "--arch", "arm46"], "--arch: unknown architecture 'arm46'", "did you mean 'arm64'?"),
+        (["-v", "sage", "--site", "CHI@UX"], "unknown site 'CHI@UX'", "did you mean 'CHI@UC'?"),
+        (["-v", "sage", "-g", "CHI@Edge"], "CHI@Edge takes no images of ours", "containers"),
+        (["-v", "sage", "--publish"], "--publish needs at least one --site", "CHI@UC"),
+        (["-v", "sage", "--publish", "--no-verify", "-g", "CHI@UC"], "not booted is not published", "--no-verify"),
+        (["-v", "sage", "--mirror", "ftp://x"], "--mirror: expected a URL", None),
+        (["-v", "sage", "--cuda-version", "12"], "--cuda-version: no element of this variant", None),
+        (["-v", "sage", "--keep", "0"], "--keep: expected a whole number from 1", None),
+        (["-v", "sage", "--visibility", "pubic"], "--visibility: unknown visibility 'pubic'", "'public'"),
+        (["-v", "sage", "--variants-dir", "/nowhere"], "there is no folder /nowhere", None),
+        (["-v", "sage", "--sites-file", "/nowhere"], "can't read /nowhere", None),
+        (["-v", "sage", "--config", "/nowhere"], "can't read /nowhere", None),
+        (["-v", "sage", "--varient"], "unknown flag --varient", "did you mean '--variant'?"),
+        (["-v", "sage", "extra"], "unexpected word 'extra'", "create-image --help"),
+    ],
+)
+def test_wrong_words_are_answered(words: list[str], message: str, hint: str | None) -> None:
+    error = told(*words)
+    assert message in str(error)
+    assert hint is None or (error.hint is not None and hint in error.hint)
+
+
+def test_the_flags_of_the_tool_of_2020_are_kept() -> None:
+    flags = {flag for setting in table.CREATE_IMAGE for flag in (*setting.also, setting.flag)}
+    assert {
+        "-v",
+        "-n",
+        "--release",
+        "-g",
+        "--region",
+        "-k",
+        "--kvm",
+        "-c",
+        "--cuda-version",
+        "-r",
+        "--revision",
+    } <= flags
+
+
+def test_the_settings_manual_is_up_to_date() -> None:
+    from groundwork.settings import manual
+
+    text = (Path(__file__).parents[3] / "docs/settings.md").read_text()
+    assert text.endswith(manual(table.ALL)), "run: make docs"
+
+
+def test_releases_have_what_a_build_takes() -> None:
+    rows = recipe.releases()
+    assert list(rows) == ["noble", "jammy", "bookworm", "trixie"]
+    for name, row in rows.items():
+        assert set(row["mirrors"]) == {"amd64", "arm64"}, name
+
+
+# ------------------------------------------------------------------------------------------------ this machine
+
+
+@pytest.fixture
+def sage() -> Recipe:
+    found = variant.load("sage", [cli.project_folder("variants")])
+    return recipe.make(found, "bookworm", Arch.AMD64, element_folders=[cli.project_folder("elements")])
+
+
+@pytest.fixture
+def as_amd64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "run", lambda *args, **kwargs: "amd64\n")
+    monkeypatch.setattr(process, "find", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(machine, "uefi_files", lambda arch: (Path("a"), Path("b")))
+
+
+@pytest.mark.usefixtures("as_amd64")
+def test_a_missing_program_is_named_with_its_package(
+    monkeypatch: pytest.MonkeyPatch, sage: Recipe, tmp_path: Path
+) -> None:
+    absent = {"mmdebstrap", "qemu-img", "mmd"}
+    monkeypatch.setattr(process, "find", lambda program: None if program in absent else f"/usr/bin/{program}")
+    with pytest.raises(InputError, match="missing system programs: mmd, mmdebstrap, qemu-img") as caught:
+        build.check_machine(sage, Places(tmp_path, tmp_path), verified=True, tree=True)
+    assert caught.value.hint == "install with: apt-get install mmdebstrap mtools qemu-utils"
+
+
+@pytest.mark.usefixtures("as_amd64")
+def test_a_disk_too_full_is_told_before_the_build(
+    monkeypatch: pytest.MonkeyPatch, sage: Recipe, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(files, "free_bytes", lambda path: 3 << 30)
+    with pytest.raises(InputError, match=r"has 3.0 GiB free; this needs 6 GiB") as caught:
+        build.check_machine(sage, Places(tmp_path, tmp_path), verified=True, tree=True)
+    assert caught.value.hint is not None
+    assert "--cache-dir" in caught.value.hint
+
+
+@pytest.mark.usefixtures("as_amd64")
+def test_another_architecture_is_refused(sage: Recipe, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(InputError, match="arm64 image can't be built on this amd64 machine yet"):
+        build.check_machine(replace(sage, arch=Arch.ARM64), Places(tmp_path, tmp_path), verified=False, tree=True)
+
+
+def test_without_root_and_sudo_the_build_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "find", lambda program: None)
+    with pytest.raises(InputError, match="needs root, and there is no sudo") as caught:
+        privilege.rerun_as_root("image_builder.cli:create_image", [])
+    assert caught.value.hint is not None
+    assert "apt-get install sudo" in caught.value.hint
+
+
+def test_sudo_gets_every_setting_and_the_users_clouds_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[list[str]] = []
+
+    def execvp(program: str, words: list[str]) -> None:
+        ran.append(words)
+        raise StopIteration  # the real one never returns
+
+    monkeypatch.setattr(process, "find", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(os, "execvp", execvp)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
+    with pytest.raises(StopIteration):
+        privilege.rerun_as_root("image_builder.cli:create_image", ["--variant=sage"])
+    (words,) = ran
+    assert words[:3] == ["sudo", "--preserve-env=OS_CLIENT_CONFIG_FILE", "--"]
+    assert words[-1] == "--variant=sage"
+    assert "from image_builder.cli import create_image" in words[-2]
+
+
+# ------------------------------------------------------------------------------------------------ manifests
+
+
+def a_manifest(*, checked: bool = True) -> Manifest:
+    result = CheckResult("login as cc by key", "bios", True, 50.0, "", "")
+    return Manifest(
+        build_id="20261120T031500Z-dddddddd",
+        image_name="Sage-Debian12",
+        variant="sage",
+        release="bookworm",
+        os_name="Debian",
+        os_version="12",
+        arch="amd64",
+        recipe_digest="d" * 64,
+        checks_digest="c" * 64,
+        built_at="2026-11-20T03:15:00Z",
+        project_version="0.1.0",
+        commit=None,
+        clean=None,
+        elements={},
+        packages=(),
+        disk_size=3 << 30,
+        files=(ImageFile(DiskFormat.QCOW2_ZSTD, "Sage-Debian12.zstd.qcow2", 4, "m", "s", "t"),),
+        checks=CheckReport((result,), {"bios": 50.0}) if checked else None,
+        stage_seconds={},
+    )
+
+
+def put(folder: Path, made: Manifest) -> Path:
+    for file in made.files:
+        (folder / file.name).write_bytes(b"\0" * file.size)
+    return manifest.write(made, folder)
+
+
+def test_a_manifest_comes_back_with_its_checksums(tmp_path: Path) -> None:
+    path = put(tmp_path, a_manifest())
+    assert manifest.read(path) == manifest.read(tmp_path) == (a_manifest(), tmp_path)
+    assert (tmp_path / "SHA256SUMS").read_text() == "s  Sage-Debian12.zstd.qcow2\n"
+
+
+def test_a_build_that_was_not_checked_is_not_published(tmp_path: Path) -> None:
+    path = put(tmp_path, a_manifest(checked=False))
+    error = told("publish", str(path), "--site", "CHI@UC", sage_image=True)
+    assert "was not booted and checked" in str(error)
+
+
+@pytest.mark.parametrize("harm", ["absent", "short", "outside", "text", "other"])
+def test_a_damaged_build_is_told(tmp_path: Path, harm: str) -> None:
+    path = put(tmp_path, a_manifest())
+    image = tmp_path / "Sage-Debian12.zstd.qcow2"
+    if harm == "absent":
+        image.unlink()
+    elif harm == "short":
+        image.write_bytes(b"")
+    elif harm == "outside":
+        path.write_text(path.read_text().replace(image.name, "../../etc/passwd"))
+    elif harm == "text":
+        path.write_text("hello")
+    else:
+        path.write_text('{"some": "thing"}')
+    for command in ("publish", "show"):
+        error = told(command, str(path), *(["--site", "CHI@UC"] if command == "publish" else []), sage_image=True)
+        assert str(tmp_path) in str(error)
+
+
+def test_an_image_without_manifest_needs_a_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = tmp_path / "some.qcow2"
+    image.write_bytes(b"x")
+    monkeypatch.setattr(disk, "check_is_image", lambda path: 1)
+    error = told("verify", str(image), sage_image=True)
+    assert "no manifest beside" in str(error)
+    assert error.hint is not None
+    assert "--variant" in error.hint
+
+
+def test_a_standing_build_is_found_by_its_recipe(sage: Recipe, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    made = replace(a_manifest(), recipe_digest=sage.digest, checks_digest=sage.checks_digest)
+    folder = tmp_path / f"Sage-Debian12/20261120T031500Z-{sage.digest[:8]}"
+    folder.mkdir(parents=True)
+    put(folder, made)
+    found = build.find(sage, tmp_path)
+    assert found is not None
+    assert build.is_complete(found, sage, [DiskFormat.QCOW2_ZSTD], verified=True)
+    assert not build.is_complete(found, sage, [DiskFormat.QCOW2_ZLIB], verified=True)
+    assert not build.is_complete(found, replace(sage, checks_digest="other"), [DiskFormat.QCOW2_ZSTD], verified=True)
+    assert build.find(replace(sage, digest="e" * 64), tmp_path) is None
+    assert not build.needs_root(sage, Places(tmp_path, tmp_path / "cache"), force=False)
+    assert build.needs_root(sage, Places(tmp_path, tmp_path / "cache"), force=True)
+
+
+def test_the_upload_command_is_exact(tmp_path: Path) -> None:
+    made = build.Build(a_manifest(), tmp_path, fresh=True)
+    assert cli.upload_commands(made, []) == [
+        "openstack image create --disk-format qcow2 --container-format bare --min-disk 3 "
+        "--property build-variant=sage --property build-tag=20261120T031500Z-dddddddd "
+        f"--file {tmp_path}/Sage-Debian12.zstd.qcow2 Sage-Debian12"
+    ]
+
+
+def test_a_failed_report_shows_command_and_output() -> None:
+    from image_builder import verify
+
+    bad = CheckResult("docker runs", "uefi", False, 1.0, "docker run x", "no such image\nexit status 125")
+    error = verify.explain(CheckReport((bad,), {}), Path("/logs"))
+    assert isinstance(error, SageError)
+    for words in ("1 of 1 checks failed", "[uefi] docker runs", "    docker run x", "    no such image"):
+        assert words in str(error)
