@@ -59,7 +59,7 @@ def verify(
             for firmware in batch:
                 log = logs / f"console-{firmware}.log"
                 booted = machine.running(
-                    image, arch, firmware, key, log, scratch, accel=accel, cpus=max(1, min(4, cores))
+                    image, arch, firmware, key, log, scratch, accel=accel, cpus=max(1, min(4, cores // len(batch)))
                 )
                 guest = stack.enter_context(booted)
                 futures.append(pool.submit(_ask, guest, checks, options, progress))
