@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``make bench``: measure, print, and write ``docs/performance.md``."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+
+from groundwork import console, files
+from image_builder import manifest
+from local_chameleon import cloud as local
+from local_chameleon.cloud import Config, State
+from tests.integration import commands
+from tests.integration.conftest import free_ports
+
+SITES = ("CHI@UC", "CHI@TACC", "KVM@TACC")
+IMAGE = ("--variant", "sage", "--release", "bookworm")
+PROJECT = Path(__file__).parents[2]
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``value`` is in ``unit``; ``limit`` is what the project promises; ``how`` says what was measured."""
+
+    name: str
+    value: float
+    unit: str
+    limit: float
+    how: str
+
+    @property
+    def kept(self) -> bool:
+        return self.value <= self.limit
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def ours(*words: str, env: dict[str, str] | None = None) -> commands.Ran:
+    done = commands.run("create-image", *words, env=env)
+    if done.code != 0:
+        raise SystemExit(f"create-image failed:\n{done.err}")
+    return done
+
+
+def cold_build(top: Path) -> tuple[list[Figure], Path]:
+    """Our cold build to a zstd qcow2, against diskimage-builder's own way to a qcow2 of the same packages."""
+    words = (*IMAGE, "--no-verify", "--output-dir", str(top / "build"), "--cache-dir", str(top / "cache"))
+    with console.stage("our cold build") as stage:
+        mine = seconds(lambda: ours(*words))
+        stage.note = f"{mine:.1f} s"
+    (folder,) = (top / "build").glob("Sage-Debian12/*")
+    made, _ = manifest.read(folder)
+    packages = sorted(package.name for package in made.packages)
+    with console.stage("the stock way") as stage:
+        stock = seconds(lambda: stock_build(top / "stock", packages))
+        stage.note = f"{stock:.1f} s"
+    size = (top / "stock/stock.qcow2").stat().st_size
+    how = (
+        f"{mine:.1f} s against {stock:.1f} s for stock `disk-image-create -t qcow2 debian-minimal` with the same "
+        f"{len(packages)} packages, its own `qemu-img convert -c` included (no boot loader, no partition table); "
+        f"{made.files[0].size >> 20} MiB against {size >> 20} MiB"
+    )
+    return [Figure("cold build of sage / stock way", mine / stock, "ratio", 0.6, how)], folder
+
+
+def stock_build(top: Path, packages: Sequence[str]) -> None:
+    """diskimage-builder as it comes: its own elements, a loop device, gzip, zlib."""
+    temporary = files.make_folder(top / "tmp")
+    env = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(top),
+        "USER": "root",
+        "LANG": "C.UTF-8",
+        "DIB_RELEASE": "bookworm",
+        "DIB_DISTRIBUTION_MIRROR": "http://deb.debian.org/debian",
+        "DIB_DEBIAN_SECURITY_MIRROR": "http://deb.debian.org/debian-security",
+        "DIB_IMAGE_CACHE": str(top / "cache"),
+        "DIB_NETWORK_INTERFACE_NAMES": "eth0",
+        "TMP_DIR": str(temporary),
+        "TMPDIR": str(temporary),
+    }
+    command = ["disk-image-create", "-a", "amd64", "-t", "qcow2", "-o", str(top / "stock")]
+    with (top / "stock.log").open("wb") as log:
+        done = subprocess.run(
+            [commands.command(command[0]), *command[1:], "-p", ",".join(packages), "debian-minimal"],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    if done.returncode != 0:
+        raise SystemExit(f"the stock build failed:\n{files.tail(top / 'stock.log', 20)}")
+
+
+def nothing_changed(folder: Path, state: State) -> list[Figure]:
+    """A run in which nothing has changed: without publishing, and with three sites to ask."""
+    top = folder.parents[2]
+    words = (*IMAGE, "--output-dir", str(top / "build"), "--cache-dir", str(top / "cache"))
+    env = {"OS_CLIENT_CONFIG_FILE": str(state.clouds_yaml)}
+    sites = [word for site in SITES for word in ("--site", site)]
+    with console.stage("verify, so that it can be published"):
+        ours(*words, *sites)
+    with console.stage("publish"):
+        ours(*words, *sites, "--publish", env=env)
+    figures = []
+    for name, more in (("nothing changed", []), ("nothing changed, three sites asked", [*sites, "--publish"])):
+        with console.stage(name):
+            times = [seconds(lambda more=more: ours(*words, *more, env=env)) for _ in range(REPEATS)]  # type: ignore[misc]
+        how = f"median of {REPEATS} runs of `create-image`, from {min(times):.2f} to {max(times):.2f} s"
+        figures.append(Figure(name, median(times), "s", 2.0, how))
+    return figures
+
+
+def publish(folder: Path, state: State) -> list[Figure]:
+    """`sage-image publish` of a new image to three sites, against one `curl` upload of the same file to each."""
+    env = {"OS_CLIENT_CONFIG_FILE": str(state.clouds_yaml)}
+    sites = [word for site in SITES for word in ("--site", site)]
+    made, _ = manifest.read(folder)
+    with tempfile.TemporaryDirectory(dir=folder.parents[2]) as scratch:
+        ratios, published, curled = [], [], []
+        for number in range(REPEATS):
+            copy = renamed(folder, Path(scratch) / str(number), number)
+            with console.stage(f"round {number + 1} of {REPEATS}") as stage:
+                three = seconds(lambda copy=copy: run_or_exit("sage-image", "publish", copy, *sites, env=env))  # type: ignore[misc]
+                one = max(curl(copy / made.files[-1].name, site, state) for site in SITES)
+                stage.note = f"{three:.2f} s against {one:.2f} s"
+            ratios.append(three / one)
+            published.append(three)
+            curled.append(one)
+    how = (
+        f"median of {REPEATS} rounds; {median(published):.1f} s for the whole command against {median(curled):.1f} s "
+        f"for `curl -T` to the slowest site, {made.files[-1].size >> 20} MiB"
+    )
+    return [Figure("publish to three sites / one curl upload", median(ratios), "ratio", 2.2, how)]
+
+
+def renamed(folder: Path, copy: Path, number: int) -> Path:
+    """The same build as if it were another one: links to its files, a manifest of another recipe."""
+    files.make_folder(copy)
+    document = json.loads((folder / manifest.MANIFEST).read_text())
+    document["recipe_digest"] = f"{number:064x}"
+    document["build_id"] = f"20000101T00000{number}Z-{number:08x}"
+    # One file for every site, so that both sides send the same bytes.
+    document["files"] = document["files"][-1:]
+    name = document["files"][0]["name"]
+    (copy / name).hardlink_to(folder / name)
+    files.write_text(copy / manifest.MANIFEST, json.dumps(document))
+    return copy
+
+
+def run_or_exit(name: str, *words: str | Path, env: dict[str, str]) -> commands.Ran:
+    done = commands.run(name, *words, env=env)
+    if done.code != 0:
+        raise SystemExit(f"{name} failed:\n{done.err}")
+    return done
+
+
+def curl(path: Path, site: str, state: State) -> float:
+    """Seconds of a plain upload; the image is made before and deleted after."""
+    import openstack
+
+    connection = openstack.connect(cloud=site.replace("@", "_").lower())
+    try:
+        image = connection.image.create_image("curl", disk_format="qcow2", container_format="bare")
+        url = f"{connection.image.get_endpoint()}/v2/images/{image.id}/file".replace("/v2/v2/", "/v2/")
+        token = connection.auth_token
+        with tempfile.NamedTemporaryFile("w", suffix=".curl") as header:
+            header.write(f'header = "X-Auth-Token: {token}"\n')
+            header.flush()
+            command: list[str | Path] = [
+                "curl",
+                "--silent",
+                "--fail",
+                "--config",
+                header.name,
+                "--upload-file",
+                path,
+                url,
+            ]
+            command += ["--header", "Content-Type: application/octet-stream"]
+            took = seconds(lambda: subprocess.run(command, check=True))
+        connection.image.delete_image(image.id)
+    finally:
+        connection.close()
+    return took
+
+
+def report(figures: Sequence[Figure]) -> str:
+    """``docs/performance.md``."""
+    now = datetime.now(timezone.utc)
+    lines = [
+        "# Performance",
+        "",
+        f"Written by `make bench` on {now:%Y-%m-%d}: {os.cpu_count()} cores, {platform.machine()}, "
+        f"Python {platform.python_version()}, the package archive near. Both sides of a ratio were measured in one run.",
+        "",
+        "| figure | measured | at most | how |",
+        "|---|---|---|---|",
+    ]
+    for figure in figures:
+        unit = " s" if figure.unit == "s" else ""
+        lines.append(f"| {figure.name} | {figure.value:.2f}{unit} | {figure.limit:g}{unit} | {figure.how} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    files.make_folder(PROJECT / "build")
+    with tempfile.TemporaryDirectory(dir=PROJECT / "build", prefix="bench.") as scratch:
+        top = Path(scratch)
+        figures, folder = cold_build(top)
+        config = Config(state_dir=top / "chameleon", env_dir=local_environment(), port=free_ports())
+        try:
+            state = local.up(config)
+            os.environ["OS_CLIENT_CONFIG_FILE"] = str(state.clouds_yaml)
+            figures += nothing_changed(folder, state)
+            figures += publish(folder, state)
+        finally:
+            local.down(config, purge=True)
+    text = report(figures)
+    files.write_text(PROJECT / "docs/performance.md", text)
+    console.result(text)
+    missed = [figure.name for figure in figures if not figure.kept]
+    if missed:
+        console.complain(f"missed: {', '.join(missed)}")
+    return 1 if missed else 0
+
+
+def local_environment() -> Path:
+    from argparse import Namespace
+
+    from groundwork.settings import resolve
+    from local_chameleon import settings
+
+    found: Path = resolve([settings.ENV_DIR], Namespace(), configuration={})["env_dir"]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
