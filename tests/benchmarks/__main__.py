@@ -205,7 +205,7 @@ def report(figures: Sequence[Figure]) -> str:
         "# Performance",
         "",
         f"Written by `make bench` on {now:%Y-%m-%d}: {os.cpu_count()} cores, {platform.machine()}, "
-        f"Python {platform.python_version()}, the package archive near. Both sides of a ratio were measured in one run.",
+        f"Python {platform.python_version()}, archive near. Both sides of a ratio were measured in one run.",
         "",
         "| figure | measured | at most | how |",
         "|---|---|---|---|",
