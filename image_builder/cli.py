@@ -72,27 +72,38 @@ def _create_image(words: Sequence[str]) -> int:
     checking = None if values["no_verify"] else verify.Options(values["accel"], float(values["boot_timeout"]))
     if values["dry_run"]:
         return _dry_run(values, recipes, formats, sites, places)
+    report: dict[str, Any] = {"images": [], "publications": []}
+    codes = [0]
+    changed = False
+
+    def tell(published: publishing.PublishReport) -> bool:
+        _tell_publication(published)
+        report["publications"].append(products.to_data(published))
+        codes.append(publishing.exit_code(published))
+        return any(site.outcome is not Outcome.UNCHANGED for site in published.sites)
+
     connections = _connect(sites) if values["publish"] else {}
+    if values["publish"] and not values["force"]:
+        # What stands at every site need not be built, also on a machine that never built it.
+        for made in list(recipes):
+            stands = publishing.standing_report(sites, made.image_name, made.digest, connections)
+            if stands is not None:
+                recipes.remove(made)
+                tell(stands)
     todo = [made for made in recipes if builder.needs_root(made, places, force=values["force"])]
     if todo and not privilege.is_root():
         for made in todo:
             builder.check_machine(made, places, verified=checking is not None, tree=True)
         flags = settings.as_flags(table.CREATE_IMAGE, {**values, "config": os.devnull})
         privilege.rerun_as_root("image_builder.cli:create_image", flags)
-    builds = [builder.build(made, formats, places, checking=checking, force=values["force"]) for made in recipes]
-    codes = [0]
-    changed = any(build.fresh for build in builds)
-    report: dict[str, Any] = {"images": [_build_data(build) for build in builds]}
-    for build in builds:
+    for made in recipes:
+        build = builder.build(made, formats, places, checking=checking, force=values["force"])
+        changed |= build.fresh
+        report["images"].append(_build_data(build))
         _tell_build(build, values, sites)
         if values["publish"]:
-            published = publishing.publish(
-                build.manifest, build.folder, sites, _publish_options(values), connections=connections
-            )
-            _tell_publication(published)
-            report.setdefault("publications", []).append(products.to_data(published))
-            codes.append(publishing.exit_code(published))
-            changed |= any(site.outcome is not Outcome.UNCHANGED for site in published.sites)
+            options = _publish_options(values)
+            changed |= tell(publishing.publish(build.manifest, build.folder, sites, options, connections=connections))
     if not changed:
         console.say(f"Nothing has changed: not built, booted or uploaded again ({time.monotonic() - begin:.1f} s)")
     console.result_json(report)
@@ -257,6 +268,7 @@ def _publish_options(values: dict[str, Any]) -> publishing.PublishOptions:
         visibility=tuple(Visibility(word) for word in values["visibility"]),
         keep=values["keep"],
         dry_run=values.get("dry_run", False),
+        force=values["force"],
     )
 
 

@@ -65,12 +65,14 @@ class PublishOptions:
     """How to publish.
 
     ``visibility``: what to try, the preferred one first.  ``keep``: how many of our images of this name stay at a
-    site, the public one included.  ``locks``: the folder of this machine's locks (None: the user's state folder).
+    site, the public one included.  ``force``: publish this very build also where another of its recipe stands.
+    ``locks``: the folder of this machine's locks (None: the user's state folder).
     """
 
     visibility: tuple[Visibility, ...] = (Visibility.PUBLIC, Visibility.COMMUNITY, Visibility.PRIVATE)
     keep: int = 3
     dry_run: bool = False
+    force: bool = False
     locks: Path | None = None
 
 
@@ -151,14 +153,42 @@ def publish(
     return PublishReport(manifest.image_name, manifest.build_id, manifest.recipe_digest, results)
 
 
-def inventory(sites: Sequence[Site], image_name: str | None = None) -> tuple[SiteInventory, ...]:
-    """Our images at all ``sites``, read at once."""
-    connections = cloud.connect_all(sites)
+def standing_report(
+    sites: Sequence[Site],
+    image_name: str,
+    recipe_digest: str,
+    connections: "Mapping[str, Connection | SageError]",
+) -> PublishReport | None:
+    """A report that nothing was to be done, if each site has an image of this recipe under the public name.
+
+    Otherwise None: there is something to build or to publish, or a site could not be asked.
+    """
+    results = []
+    for site, found in zip(sites, inventory(sites, image_name, connections=connections), strict=True):
+        current = _current(found.images, image_name)
+        if current is None or not _is_of_recipe(current, site, recipe_digest):
+            return None
+        visibility = Visibility(current.visibility)
+        unchanged = (Outcome.UNCHANGED, current.id, image_name, visibility)
+        results.append(SitePublication(site.name, *unchanged, 0, 0.0, (), (), None))
+    return PublishReport(image_name, "", recipe_digest, tuple(results))
+
+
+def inventory(
+    sites: Sequence[Site],
+    image_name: str | None = None,
+    *,
+    connections: "Mapping[str, Connection | SageError] | None" = None,
+) -> tuple[SiteInventory, ...]:
+    """Our images at all ``sites``, read at once.  ``connections`` as for :func:`publish`."""
+    if connections is None:
+        connections = cloud.connect_all(sites)
     found: dict[str, SiteInventory] = {}
 
     def read(site: Site) -> None:
         try:
-            images = catalog.list_ours(_connected(connections[site.name]), image_name)
+            connection = _connected(connections.get(site.name, _not_connected(site)))
+            images = catalog.list_ours(connection, image_name)
             # Sorts are stable: the last one counts first.
             ordered = sorted(images, key=lambda image: (image.built_at, image.created_at, image.id), reverse=True)
             ordered.sort(key=lambda image: (image.image_name, image.name != image.image_name))
@@ -253,7 +283,7 @@ def _publish_at(work: _Work, connection: "Connection") -> SitePublication:
     standing = _tidy(work, connection, standing)
     current = _current(standing, manifest.image_name)
     _check_foreign(work, connection, current)
-    if current is not None and _is_this_build(current, work):
+    if current is not None and _is_unchanged(current, work):
         current = _follow_visibility(work, connection, current)
         return _result(work, Outcome.UNCHANGED, current)
     image = next((image for image in standing if _may_be_promoted(image) and _is_this_build(image, work)), None)
@@ -283,7 +313,7 @@ def _rehearse(work: _Work, connection: "Connection", file: ImageFile) -> SitePub
     repair = _plan(work, standing, keep=work.options.keep)
     current = _current(standing, manifest.image_name)
     _check_foreign(work, connection, current)
-    if current is not None and _is_this_build(current, work):
+    if current is not None and _is_unchanged(current, work):
         work.done += [str(step) for step in repair.steps]
         return _result(work, Outcome.UNCHANGED, current)
     image = next((image for image in standing if _may_be_promoted(image) and _is_this_build(image, work)), None)
@@ -552,6 +582,24 @@ def _is_this_build(image: SiteImage, work: _Work) -> bool:
         and image.recipe_digest == manifest.recipe_digest
         and image.os_hash_value is not None
         and image.os_hash_value in digests
+    )
+
+
+def _is_of_recipe(image: SiteImage, site: Site, recipe_digest: str) -> bool:
+    """Whether an image at the site is a build of this recipe, made by whomever, whose data were checked."""
+    return (
+        image.status == "active"
+        and image.state == ImageState.CURRENT
+        and image.recipe_digest == recipe_digest
+        and image.properties.get("sage_format") in site.formats
+        and image.os_hash_value == image.properties.get("sage_sha512")
+    )
+
+
+def _is_unchanged(image: SiteImage, work: _Work) -> bool:
+    """Whether the site has what it is to have: this build, or, unless forced, another of its recipe."""
+    return _is_this_build(image, work) or (
+        not work.options.force and _is_of_recipe(image, work.site, work.manifest.recipe_digest)
     )
 
 

@@ -26,6 +26,9 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+FORCE = Setting(
+    "force", "build and publish again even if nothing has changed, to take newer packages", switch=True, only_flag=True
+)
 CONFIG = Setting("config", "a configuration file to read instead of the usual ones", only_flag=True, metavar="FILE")
 DEBUG = Setting("debug", "log what is done and show tracebacks", switch=True)
 QUIET = Setting("quiet", "no progress, only warnings, errors and the result", switch=True)
@@ -92,7 +95,7 @@ CREATE_IMAGE = (
     Setting("mirror", "the archive to build from, instead of the distribution's own", _url, metavar="URL"),
     Setting("publish", "upload to the sites named and make it the current image there", switch=True, only_flag=True),
     DRY_RUN,
-    Setting("force", "build again even if nothing has changed", switch=True, only_flag=True),
+    FORCE,
     Setting("no-verify", "do not boot the image (it can't be published then)", switch=True, only_flag=True),
     OUTPUT_DIR,
     CACHE_DIR,
@@ -106,7 +109,7 @@ CREATE_IMAGE = (
 )
 SITES = (SITE, SITES_FILE)
 LIST = (*SITES, *COMMON)
-PUBLISH = (*SITES, *PUBLISHING, DRY_RUN, *COMMON)
+PUBLISH = (*SITES, *PUBLISHING, DRY_RUN, FORCE, *COMMON)
 VERIFY = (
     Setting("variant", "whose checks to make, for an image without a manifest beside it", also=("-v",)),
     ARCH,
