@@ -269,6 +269,7 @@ def _publish_options(values: dict[str, Any]) -> publishing.PublishOptions:
         keep=values["keep"],
         dry_run=values.get("dry_run", False),
         force=values["force"],
+        upload_deadline=float(values["upload_timeout"]),
     )
 
 

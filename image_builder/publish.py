@@ -9,14 +9,12 @@ has a thread of its own and never waits for another.
 import contextlib
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +24,7 @@ from chameleon_sites.sites import Site
 from groundwork import console, files
 from groundwork.compat import StrEnum
 from groundwork.errors import InputError, SageError
-from image_builder import catalog, rotation
+from image_builder import catalog, publisher, rotation
 from image_builder.catalog import Change, ImageState, SiteImage, Stopped, Visibility
 from image_builder.manifest import ImageFile, Manifest
 
@@ -66,13 +64,15 @@ class PublishOptions:
 
     ``visibility``: what to try, the preferred one first.  ``keep``: how many of our images of this name stay at a
     site, the public one included.  ``force``: publish this very build also where another of its recipe stands.
-    ``locks``: the folder of this machine's locks (None: the user's state folder).
+    ``upload_deadline``: seconds that an upload may take.  ``locks``: the folder of this machine's locks (None: the
+    user's state folder).
     """
 
     visibility: tuple[Visibility, ...] = (Visibility.PUBLIC, Visibility.COMMUNITY, Visibility.PRIVATE)
     keep: int = 3
     dry_run: bool = False
     force: bool = False
+    upload_deadline: float = 7200.0
     locks: Path | None = None
 
 
@@ -378,11 +378,11 @@ def _adopt(work: _Work, connection: "Connection", image: SiteImage) -> SiteImage
     with work.lock:
         work.go_on()
         work.staging = image.id
-    return catalog.change(connection, image.id, Change(properties={"sage_publisher": _publisher()}))
+    return catalog.change(connection, image.id, Change(properties={"sage_publisher": publisher.identity()}))
 
 
 def _stage_once(work: _Work, connection: "Connection", file: ImageFile, image_id: str) -> SiteImage:
-    manifest = work.manifest
+    manifest, site = work.manifest, work.site
     imagined = _imagined(work, file)
     catalog.create(
         connection,
@@ -397,6 +397,9 @@ def _stage_once(work: _Work, connection: "Connection", file: ImageFile, image_id
 
     def advance(sent: int) -> None:
         work.sent = sent
+        if time.monotonic() - work.upload_begin > work.options.upload_deadline:
+            limit = f"within {work.options.upload_deadline:g} s"
+            raise SiteError(f"{site.name} did not take {console.mebibytes(file.size)} {limit}", hint="--upload-timeout")
 
     try:
         path = work.folder / file.name
@@ -408,7 +411,7 @@ def _stage_once(work: _Work, connection: "Connection", file: ImageFile, image_id
     work.go_on()
     work.word = "checking"
     image = catalog.get(connection, image_id)
-    _check_data(work.site, image, file)
+    _check_data(site, image, file)
     return catalog.change(connection, image_id, Change(properties={"sage_state": str(ImageState.CANDIDATE)}))
 
 
@@ -551,7 +554,7 @@ def _do(work: _Work, connection: "Connection", steps: Sequence[rotation.Step]) -
 def _plan(
     work: _Work, standing: Sequence[SiteImage], *, new: str | None = None, keep: int | None = None
 ) -> rotation.Plan:
-    publishers = {image.publisher: _lives(image.publisher) for image in standing if image.publisher}
+    publishers = {image.publisher: publisher.lives(image.publisher) for image in standing if image.publisher}
     plan = rotation.plan(
         work.manifest.image_name,
         standing,
@@ -607,7 +610,7 @@ def _may_be_promoted(image: SiteImage) -> bool:
     """Whether an image that stands can be used as it is: it was checked, and no other run is about to use it."""
     if image.state == ImageState.PREVIOUS:
         return True
-    return image.state == ImageState.CANDIDATE and _lives(image.publisher) is False
+    return image.state == ImageState.CANDIDATE and publisher.lives(image.publisher) is False
 
 
 def _check_foreign(work: _Work, connection: "Connection", current: SiteImage | None) -> None:
@@ -688,7 +691,7 @@ def _imagined(work: _Work, file: ImageFile) -> SiteImage:
         "sage_arch": manifest.arch,
         "sage_format": str(file.format),
         "sage_sha512": file.sha512,
-        "sage_publisher": _publisher(),
+        "sage_publisher": publisher.identity(),
     }
     return SiteImage(
         id="(new)",
@@ -758,33 +761,3 @@ def _exclusive(work: _Work) -> Iterator[None]:
         folder = Path(state) / "sage-chameleon/locks"
     with files.lock(folder / f"{work.site.slug}-{work.manifest.image_name}.lock", wait=_LOCK_WAIT):
         yield
-
-
-def _publisher() -> str:
-    """This process, so that another run on this machine can tell whether it still lives."""
-    return f"{_machine()}:{os.getpid()}:{_start_time(os.getpid())}"
-
-
-def _lives(publisher: str) -> bool | None:
-    """Whether a publisher's process lives; None where it can't be judged from this machine."""
-    machine, _, process = publisher.rpartition(":")[0].rpartition(":")
-    if machine != _machine() or not process.isdigit():
-        return None
-    return _start_time(int(process)) == publisher.rpartition(":")[2]
-
-
-@cache
-def _machine() -> str:
-    """This host, this boot and this container: process ids mean nothing elsewhere."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
-    processes = os.readlink("/proc/self/ns/pid").strip("pid:[]")
-    return f"{socket.gethostname()}/{boot}/{processes}"
-
-
-def _start_time(process: int) -> str:
-    """When a process began, in the kernel's ticks; "" where there is none."""
-    try:
-        # The program's name, in parentheses, may hold anything.
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""

@@ -73,7 +73,14 @@ VISIBILITY = Setting(
     default=("public", "community", "private"),
 )
 KEEP = Setting("keep", "how many of our images of a name stay at a site", whole_number(1, 1000), default=3, metavar="N")
-PUBLISHING = (VISIBILITY, KEEP)
+UPLOAD_TIMEOUT = Setting(
+    "upload-timeout",
+    "seconds that the upload to a site may take",
+    whole_number(10, 86400),
+    default=7200,
+    metavar="SECONDS",
+)
+PUBLISHING = (VISIBILITY, KEEP, UPLOAD_TIMEOUT)
 
 VARIANT = Setting("variant", "the variant to build; may be repeated", also=("-v",), many=True, default=())
 RELEASE = Setting("release", "noble, jammy, bookworm or trixie", also=("-n",), default="noble")

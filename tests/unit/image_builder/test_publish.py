@@ -10,7 +10,7 @@ from chameleon_sites.cloud import SiteUnreachable
 from chameleon_sites.sites import DiskFormat, Site, SiteKind
 from groundwork import products
 from groundwork.errors import InputError, SageError
-from image_builder import publish
+from image_builder import publish, publisher
 from image_builder.manifest import ImageFile, Manifest
 from image_builder.publish import Outcome, Problem, PublishReport, SiteInventory, SitePublication, exit_code
 
@@ -115,11 +115,11 @@ def test_a_format_that_a_site_does_not_boot_is_wrong_input(tmp_path: Path) -> No
 
 
 def test_a_publisher_is_known_to_live_only_where_that_can_be_judged() -> None:
-    me = publish._publisher()
-    assert publish._lives(me) is True
+    me = publisher.identity()
+    assert publisher.lives(me) is True
     machine, process, start = me.rsplit(":", 2)
-    assert publish._lives(f"{machine}:{process}:{int(start) + 1}") is False, "another process had this id"
-    assert publish._lives(f"{machine}:4194305:{start}") is False
-    assert publish._lives(f"elsewhere:{os.getpid()}:{start}") is None
-    assert publish._lives("") is None
-    assert publish._lives("nonsense") is None
+    assert publisher.lives(f"{machine}:{process}:{int(start) + 1}") is False, "another process had this id"
+    assert publisher.lives(f"{machine}:4194305:{start}") is False
+    assert publisher.lives(f"elsewhere:{os.getpid()}:{start}") is None
+    assert publisher.lives("") is None
+    assert publisher.lives("nonsense") is None
