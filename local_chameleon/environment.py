@@ -89,7 +89,8 @@ def _install(environment: Path, log_path: Path) -> None:
     with log_path.open("wb") as log:
         for command in commands:
             try:
-                process.run(command, log=log, timeout=_INSTALL_TIMEOUT)
+                # uv trusts its own list of authorities unless told to use the machine's, as all else does
+                process.run(command, log=log, timeout=_INSTALL_TIMEOUT, env={"UV_SYSTEM_CERTS": "1"})
             except process.ProcessError as error:
                 console.say(files.tail(log_path, 20))
                 raise SageError(
