@@ -324,7 +324,8 @@ def project_state() -> tuple[str | None, bool | None]:
     top = Path(groundwork.__file__).parents[1]
     if not (top / ".git").exists() or process.find("git") is None:
         return None, None
-    git: list[str | Path] = ["git", "-c", f"safe.directory={top}", "-C", top]
+    # No optional locks: as root it would leave an index that is not the user's.
+    git: list[str | Path] = ["git", "--no-optional-locks", "-c", f"safe.directory={top}", "-C", top]
     try:
         commit = process.run([*git, "rev-parse", "HEAD"], timeout=30).strip()
         return commit, not process.run([*git, "status", "--porcelain"], timeout=60).strip()

@@ -270,6 +270,8 @@ def running(
             pflash += ["-drive", f"if=pflash,format=raw,readonly={readonly},file={_quoted(path)}"]
     files.make_folder(log.parent)
     log.unlink(missing_ok=True)
+    log.touch()
+    files.give_to_owner_of(log.parent, log)
     complaints = scratch / f"{firmware}.stderr"
     port = _free_port()
     accelerator = "kvm" if accel == "kvm" else "tcg,thread=multi,tb-size=512"

@@ -179,6 +179,7 @@ def _run_builder(recipe: Recipe, cache: Path, work: Path, root: Path, log: Path,
         command += ["-p", ",".join(recipe.packages)]
     files.make_folder(log.parent)
     with log.open("ab") as output, _following(log, stage):
+        files.give_to_owner_of(log.parent, log)
         try:
             process.run(
                 privilege.namespaced([*command, *recipe.elements]),
@@ -191,8 +192,9 @@ def _run_builder(recipe: Recipe, cache: Path, work: Path, root: Path, log: Path,
         except ProcessError as error:
             script = _last_script(log)
             at = f" in {script}" if script else ""
+            how = f"with exit status {error.returncode}" if error.returncode is not None else "to end in time"
             raise SageError(
-                f"diskimage-builder failed{at} ({error}); the end of its log:\n\n{files.tail(log, 25)}\n",
+                f"diskimage-builder failed{at} {how}; the end of its log:\n\n{files.tail(log, 25)}\n",
                 hint=f"the whole log: {log}",
             ) from None
     if not (root / "etc/os-release").exists():
