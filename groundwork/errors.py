@@ -32,8 +32,11 @@ class SomeSitesFailed(SageError):
     exit_code = 3
 
 
-class Interrupted(SageError):
-    """A signal (SIGINT, SIGTERM) asked the program to end."""
+class Interrupted(BaseException):
+    """A signal (SIGINT, SIGTERM, SIGHUP) asked the program to end.
+
+    Like KeyboardInterrupt it is no Exception, so that no handler of ordinary errors swallows it.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__("interrupted; what was begun has been cleaned up")

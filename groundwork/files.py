@@ -17,6 +17,7 @@ from pathlib import Path
 from groundwork.errors import InputError, SageError
 
 _BLOCK = 1 << 20
+_REMOVING = ".removing"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def digest_tree(top: Path, *, leave_out: Callable[[str], bool] = lambda name: Fa
     total = hashlib.sha256()
     for folder, folders, names in os.walk(top):
         folders[:] = sorted(name for name in folders if name != "__pycache__" and not leave_out(name))
-        for name in sorted(names):
+        links = [name for name in folders if Path(folder, name).is_symlink()]  # os.walk does not follow them
+        for name in sorted([*names, *links]):
             if name.endswith(".pyc") or leave_out(name):
                 continue
             path = Path(folder, name)
@@ -126,12 +128,21 @@ def give_to_owner_of(folder: Path, path: Path) -> None:
 def remove_tree(path: Path) -> None:
     """Remove a folder with all below it, if it is there.
 
-    It is renamed first, so that what an interrupted removal leaves is never taken for the whole.
+    It is renamed first, so that what an interrupted removal leaves is never taken for the whole;
+    :func:`sweep_removals` takes that away.
     """
     if path.exists():
-        doomed = path.with_name(f"{path.name}.{os.getpid()}.removing")
+        doomed = path.with_name(f"{path.name}.{os.getpid()}{_REMOVING}")
         path.rename(doomed)
         shutil.rmtree(doomed)
+
+
+def sweep_removals(folder: Path) -> None:
+    """Finish, in this folder, the removals that killed programs had begun."""
+    for left in folder.glob(f"*{_REMOVING}"):
+        owner = left.name.removesuffix(_REMOVING).rpartition(".")[2]
+        if not (owner.isdigit() and Path("/proc", owner).exists()):
+            shutil.rmtree(left, ignore_errors=True)  # another program may be at it too
 
 
 def free_bytes(path: Path) -> int:

@@ -6,11 +6,12 @@ one rename, as ``<image name>/<build id>/``.
 """
 
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeGuard
 
 import groundwork
 from chameleon_sites.sites import DiskFormat
@@ -19,11 +20,13 @@ from groundwork.errors import InputError
 from groundwork.process import ProcessError
 from image_builder import disk, machine, manifest, rootfs, verify
 from image_builder.disk import Disk
-from image_builder.manifest import CheckReport, Manifest
+from image_builder.manifest import CheckReport, ImageFile, Manifest
 from image_builder.recipe import Recipe
 
 _GIB = 1 << 30
-_OUTPUT_SPACE = 2 * _GIB
+_QCOW2_SPACE = 1 * _GIB
+_RAW_SPACE = 4 * _GIB
+_SCRATCH = ".scratch"
 _LOCK_DEADLINE = 6 * 3600.0
 
 
@@ -63,15 +66,48 @@ def is_complete(build: Build, recipe: Recipe, formats: Iterable[DiskFormat], *, 
     return set(formats) <= have and (not verified or _is_checked(build.manifest, recipe))
 
 
+def imagine(recipe: Recipe, found: Build | None, formats: Sequence[DiskFormat]) -> Manifest:
+    """The manifest of what a build would make, for a rehearsal: files that are not there have no size and digest."""
+    have = found.manifest.files if found else ()
+    coming = [form for form in formats if form not in {file.format for file in have}]
+    files_then = have + tuple(
+        ImageFile(form, disk.file_name(recipe.image_name, form), 0, "", "", "") for form in coming
+    )
+    if found:
+        return replace(found.manifest, files=files_then)
+    now = datetime.now(timezone.utc)
+    return Manifest(
+        build_id=f"{now:%Y%m%dT%H%M%SZ}-{recipe.digest[:8]}",
+        image_name=recipe.image_name,
+        variant=recipe.variant,
+        release=recipe.release,
+        os_name=recipe.os_name,
+        os_version=recipe.os_version,
+        arch=str(recipe.arch),
+        recipe_digest=recipe.digest,
+        checks_digest=recipe.checks_digest,
+        built_at=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        project_version=groundwork.__version__,
+        commit=None,
+        clean=None,
+        elements=recipe.element_digests,
+        packages=(),
+        disk_size=0,
+        files=files_then,
+        checks=None,
+        stage_seconds={},
+    )
+
+
 def needs_root(recipe: Recipe, places: Places, *, force: bool) -> bool:
     """Whether making this build takes a new root tree, or reading one."""
     return force or (find(recipe, places.output) is None and _standing_disk(recipe, places.cache) is None)
 
 
-def check_machine(recipe: Recipe, places: Places, *, verified: bool, tree: bool) -> None:
+def check_machine(recipe: Recipe, formats: Sequence[DiskFormat], places: Places, *, verified: bool, tree: bool) -> None:
     """Raise InputError for what this machine lacks, before any work is done."""
     arch = recipe.arch
-    native = process.run(["dpkg", "--print-architecture"]).strip()
+    native = process.run(["dpkg", "--print-architecture"], timeout=30).strip()
     if tree and arch != native:
         raise InputError(
             f"an {arch} image can't be built on this {native} machine yet", hint=f"run this on an {arch} machine"
@@ -79,15 +115,15 @@ def check_machine(recipe: Recipe, places: Places, *, verified: bool, tree: bool)
     needed = set(disk.PROGRAMS)
     if tree:
         rootfs.builder_program()
+        rootfs.check_keyring(recipe)
         needed |= set(rootfs.PROGRAMS)
     if verified:
         needed |= set(machine.programs(arch))
     process.require(*sorted(needed))
     if verified:
         machine.uefi_files(arch)
-    if tree:
-        _check_space(places.cache, recipe.space_gib * _GIB)
-    _check_space(places.output, _OUTPUT_SPACE)
+    per_format = sum(_RAW_SPACE if form is DiskFormat.RAW else _QCOW2_SPACE for form in formats)
+    _check_space({places.cache: (recipe.space_gib * _GIB if tree else 0) + per_format, places.output: per_format})
 
 
 def build(
@@ -103,16 +139,17 @@ def build(
     ``force`` builds the tree again.  A second build of one recipe at the same time waits for the first and takes
     its result.
     """
-    begin = time.time()
+    begin = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    def done() -> Build | None:
+    def usable() -> Build | None:
+        """The build that stands and counts: with ``force`` only one that was made since this run began."""
         found = find(recipe, places.output)
-        if found is None or not is_complete(found, recipe, formats, verified=checking is not None):
-            return None
-        made_since = found.folder.stat().st_mtime >= begin
-        return found if made_since or not force else None
+        return found if found is not None and (not force or found.manifest.built_at >= begin) else None
 
-    if (found := done()) is not None:
+    def is_done(found: Build | None) -> TypeGuard[Build]:
+        return found is not None and is_complete(found, recipe, formats, verified=checking is not None)
+
+    if is_done(found := usable()):
         return found
     waiting = f"another build of {recipe.image_name} goes on; waiting for its result (pid "
     with files.lock(
@@ -120,14 +157,27 @@ def build(
         wait=_LOCK_DEADLINE,
         on_wait=lambda owner: console.say(waiting + owner + ")"),
     ):
-        if (found := done()) is not None:
+        if is_done(found := usable()):
             return found
-        check_machine(recipe, places, verified=checking is not None, tree=needs_root(recipe, places, force=force))
+        _sweep(recipe, places)
+        disk_stands = found is not None or (not force and _standing_disk(recipe, places.cache) is not None)
+        check_machine(recipe, formats, places, verified=checking is not None, tree=not disk_stands)
         with rootfs.workspace(places.cache) as scratch:
-            standing = None if force else find(recipe, places.output)
-            if standing is not None:
-                return _complete(standing, recipe, formats, places, checking, scratch)
+            if found is not None:
+                return _complete(found, recipe, formats, checking, scratch)
             return _make(recipe, formats, places, checking, scratch, force=force)
+
+
+def _sweep(recipe: Recipe, places: Places) -> None:
+    """Remove what killed runs of this recipe left.  Its lock is held, so none of them lives."""
+    for left in places.output.glob(f"{recipe.image_name}/.*-{recipe.digest[:8]}.partial"):
+        files.remove_tree(left)
+    for left in places.output.glob(f"{recipe.image_name}/*-{recipe.digest[:8]}/{_SCRATCH}"):
+        files.remove_tree(left)
+    for folder in (places.output / recipe.image_name, places.cache / "trees", places.cache / "disks"):
+        files.sweep_removals(folder)
+    if _standing_disk(recipe, places.cache) is not None:
+        rootfs.remove(recipe, places.cache)
 
 
 def _make(
@@ -167,21 +217,12 @@ def _make(
     report = None
     if checking is not None:
         report = _verify(recipe, place / finished.files[0].name, logs, scratch, checking, seconds)
-    made = Manifest(
+    made = replace(
+        imagine(recipe, None, ()),
         build_id=finished.build_id,
-        image_name=recipe.image_name,
-        variant=recipe.variant,
-        release=recipe.release,
-        os_name=recipe.os_name,
-        os_version=recipe.os_version,
-        arch=str(recipe.arch),
-        recipe_digest=recipe.digest,
-        checks_digest=recipe.checks_digest,
         built_at=finished.built_at,
-        project_version=groundwork.__version__,
         commit=commit,
         clean=clean,
-        elements=recipe.element_digests,
         packages=packages,
         disk_size=finished.disk_size,
         files=finished.files,
@@ -189,7 +230,6 @@ def _make(
         stage_seconds=seconds,
     )
     folder = _put_out(made, place, logs, places.output)
-    files.remove_tree(place)
     return Build(made, folder, fresh=True)
 
 
@@ -197,7 +237,6 @@ def _complete(
     standing: Build,
     recipe: Recipe,
     formats: Sequence[DiskFormat],
-    places: Places,
     checking: verify.Options | None,
     scratch: Path,
 ) -> Build:
@@ -206,7 +245,7 @@ def _complete(
     seconds = dict(old.stage_seconds)
     have = Disk(old.recipe_digest, old.build_id, old.built_at, old.disk_size, old.files)
     if not set(formats) <= {file.format for file in old.files}:
-        scratch_here = files.make_folder(standing.folder / ".scratch")  # beside, so that a rename is enough
+        scratch_here = files.make_folder(standing.folder / _SCRATCH)  # beside, so that a rename is enough
         try:
             with _stage("formats", seconds) as stage:
                 have = disk.make(
@@ -214,11 +253,12 @@ def _complete(
                 )
         finally:
             files.remove_tree(scratch_here)
-    report = old.checks
+    report, checks_digest = old.checks, old.checks_digest
     if checking is not None and not _is_checked(old, recipe):
         image = standing.folder / have.files[0].name
         report = _verify(recipe, image, standing.folder, scratch, checking, seconds)
-    made = replace(old, files=have.files, checks=report, checks_digest=recipe.checks_digest, stage_seconds=seconds)
+        checks_digest = recipe.checks_digest
+    made = replace(old, files=have.files, checks=report, checks_digest=checks_digest, stage_seconds=seconds)
     manifest.write(made, standing.folder)
     return Build(made, standing.folder, fresh=True)
 
@@ -255,8 +295,14 @@ def _disk(
 
 
 def _standing_disk(recipe: Recipe, cache: Path) -> Disk | None:
-    product = cache / "disks" / recipe.digest / "disk.json"
-    return products.load(Disk, product) if product.exists() else None
+    """The disk in the cache, if it is there whole."""
+    place = cache / "disks" / recipe.digest
+    try:
+        found = products.load(Disk, place / "disk.json")
+        sizes = {file.name: (place / file.name).stat().st_size for file in found.files}
+    except (InputError, OSError):
+        return None
+    return found if sizes == {file.name: file.size for file in found.files} else None
 
 
 def _verify(
@@ -272,23 +318,27 @@ def _verify(
 
 
 def _put_out(made: Manifest, place: Path, logs: Path, output: Path) -> Path:
-    """Move image and logs into the output folder and write the manifest; all of it appears by one rename."""
+    """Put image and logs into the output folder and write the manifest; all of it appears by one rename.
+
+    The cache keeps its files until then, so that nothing is lost to an interruption.
+    """
     folder = files.make_folder(output / made.image_name) / made.build_id
-    partial = folder.with_name(f".{made.build_id}.partial")
-    files.remove_tree(partial)
-    files.make_folder(partial)
+    partial = files.make_folder(folder.with_name(f".{made.build_id}.partial"))
     try:
-        for file in made.files:
-            shutil.move(place / file.name, partial / file.name)
-            files.give_to_owner_of(partial, partial / file.name)
-        for log in sorted(logs.iterdir()):
-            shutil.move(log, partial / log.name)
-            files.give_to_owner_of(partial, partial / log.name)
+        for source in [*(place / file.name for file in made.files), *sorted(logs.iterdir())]:
+            target = partial / source.name
+            try:
+                target.hardlink_to(source)
+            except OSError:  # another file system
+                shutil.copyfile(source, target)
+            files.give_to_owner_of(partial, target)
         manifest.write(made, partial)
         files.remove_tree(folder)
         partial.rename(folder)
     finally:
         files.remove_tree(partial)
+    files.remove_tree(place)
+    files.remove_tree(logs)
     return folder
 
 
@@ -296,13 +346,23 @@ def _is_checked(made: Manifest, recipe: Recipe) -> bool:
     return made.checks is not None and made.checks.passed and made.checks_digest == recipe.checks_digest
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = files.free_bytes(folder)
-    if free < needed:
-        raise InputError(
-            f"{folder} has {free / _GIB:.1f} GiB free; this needs {needed / _GIB:.0f} GiB",
-            hint="make room, or name another disk with --cache-dir and --output-dir",
-        )
+def _check_space(needs: dict[Path, int]) -> None:
+    """Raise InputError unless each folder's file system has room for all that is to be written to it."""
+    for folder in needs:
+        others = [other for other in needs if _device(other) == _device(folder)]
+        needed, free = sum(needs[other] for other in others), files.free_bytes(folder)
+        if free < needed:
+            raise InputError(
+                f"{folder} has {free / _GIB:.1f} GiB free; this needs {needed / _GIB:.1f} GiB",
+                hint="make room, or name another disk with --cache-dir and --output-dir",
+            )
+
+
+def _device(path: Path) -> int:
+    """The file system that a path lies on, or will lie on."""
+    while not path.exists():
+        path = path.parent
+    return path.stat().st_dev
 
 
 def _provenance(recipe: Recipe, commit: str | None) -> dict[str, object]:

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,8 @@ import groundwork
 from chameleon_sites import cloud
 from chameleon_sites.sites import DiskFormat, Site, SiteKind, load_sites, pick_sites
 from groundwork import console, files, process, products, settings
-from groundwork.errors import InputError, SageError
-from groundwork.program import run_program
+from groundwork.errors import InputError, SageError, unknown
+from groundwork.program import log_to_stderr, run_program
 from groundwork.settings import Parser, Setting
 from image_builder import build as builder
 from image_builder import disk, machine, manifest, privilege, recipe, variant, verify
@@ -23,7 +24,7 @@ from image_builder import publish as publishing
 from image_builder import settings as table
 from image_builder.build import Build, Places
 from image_builder.catalog import Visibility
-from image_builder.publish import Outcome
+from image_builder.publish import Outcome, PublishReport
 from image_builder.recipe import Recipe
 from image_builder.rootfs import workspace
 from image_builder.variant import Arch
@@ -72,43 +73,46 @@ def _create_image(words: Sequence[str]) -> int:
     checking = None if values["no_verify"] else verify.Options(values["accel"], float(values["boot_timeout"]))
     if values["dry_run"]:
         return _dry_run(values, recipes, formats, sites, places)
-    report: dict[str, Any] = {"images": [], "publications": []}
-    codes = [0]
-    changed = False
-
-    def tell(published: publishing.PublishReport) -> bool:
-        _tell_publication(published)
-        report["publications"].append(products.to_data(published))
-        codes.append(publishing.exit_code(published))
-        return any(site.outcome is not Outcome.UNCHANGED for site in published.sites)
-
+    options = _publish_options(values)
     connections = _connect(sites) if values["publish"] else {}
+    stands: dict[str, PublishReport] = {}
     if values["publish"] and not values["force"]:
         # What stands at every site need not be built, also on a machine that never built it.
-        for made in list(recipes):
-            stands = publishing.standing_report(sites, made.image_name, made.digest, connections)
-            if stands is not None:
-                recipes.remove(made)
-                tell(stands)
-    todo = [made for made in recipes if builder.needs_root(made, places, force=values["force"])]
-    if todo and not privilege.is_root():
-        for made in todo:
-            builder.check_machine(made, places, verified=checking is not None, tree=True)
+        for made in recipes:
+            here = builder.find(made, places.output)
+            if here is None or not builder.is_complete(here, made, formats, verified=True):
+                found = publishing.standing_report(sites, made.image_name, made.digest, options, connections)
+                if found is not None:
+                    stands[made.digest] = found
+    to_build = [made for made in recipes if made.digest not in stands]
+    for_root = [made for made in to_build if builder.needs_root(made, places, force=values["force"])]
+    if for_root and not privilege.is_root():
+        for made in for_root:
+            builder.check_machine(made, formats, places, verified=checking is not None, tree=True)
         flags = settings.as_flags(table.CREATE_IMAGE, {**values, "config": os.devnull})
         privilege.rerun_as_root("image_builder.cli:create_image", flags)
-    for made in recipes:
-        build = builder.build(made, formats, places, checking=checking, force=values["force"])
-        changed |= build.fresh
-        report["images"].append(_build_data(build))
-        _tell_build(build, values, sites)
-        if values["publish"]:
-            options = _publish_options(values)
-            changed |= tell(publishing.publish(build.manifest, build.folder, sites, options, connections=connections))
+    report: dict[str, Any] = {"images": [], "publications": []}
+    publications = list(stands.values())
+    changed = False
+    try:
+        for published in publications:
+            _tell_publication(published)
+        for made in to_build:
+            build = builder.build(made, formats, places, checking=checking, force=values["force"])
+            changed |= build.fresh
+            report["images"].append(_build_data(build))
+            if values["publish"]:
+                published = publishing.publish(build.manifest, build.folder, sites, options, connections=connections)
+                changed |= any(site.outcome is not Outcome.UNCHANGED for site in published.sites)
+                publications.append(published)
+                _tell_publication(published)
+            _tell_build(build, values, sites)
+    finally:
+        report["publications"] = [products.to_data(published) for published in publications]
+        console.result_json(report)
     if not changed:
         console.say(f"Nothing has changed: not built, booted or uploaded again ({time.monotonic() - begin:.1f} s)")
-    console.result_json(report)
-    # some sites failed, for one image at least; or all did for each
-    return 3 if len(set(codes[1:])) > 1 and max(codes) else max(codes)
+    return publishing.exit_code(*publications)
 
 
 def _sites(values: dict[str, Any]) -> list[Site]:
@@ -121,6 +125,8 @@ def _values(rows: Sequence[Setting], given: argparse.Namespace) -> dict[str, Any
     configuration = settings.read_configuration(paths, table.ALL)
     values = settings.resolve(rows, given, configuration=configuration)
     console.configure(json_output=values["json"], quiet=values["quiet"])
+    if values["debug"]:
+        log_to_stderr(debug=True)
     if "elements_dir" in values:
         also = [Path(path).absolute() for path in os.environ.get("ELEMENTS_PATH", "").split(":") if path]
         values["elements_dir"] = tuple(dict.fromkeys((*values["elements_dir"], *also)))
@@ -136,6 +142,8 @@ def _recipes(values: dict[str, Any]) -> list[Recipe]:
     if not values["variant"]:
         raise InputError("no variant given", hint=f"--variant {' | '.join(sorted(variant.available(folders)))}")
     overrides = {"SAGE_CUDA_VERSION": ("--cuda-version", values["cuda_version"])} if values["cuda_version"] else {}
+    if values["arch"] not in list(Arch):  # this machine's own, by default
+        raise unknown("architecture", values["arch"], list(Arch))
     return [
         recipe.make(
             variant.load(name, folders),
@@ -160,9 +168,8 @@ def _formats(values: dict[str, Any], sites: Sequence[Site]) -> list[DiskFormat]:
 
 def _tell_build(build: Build, values: dict[str, Any], sites: Sequence[Site]) -> None:
     made = build.manifest
-    word = "" if build.fresh else " (unchanged)"
     for file in made.files:
-        console.result(f"Image built in {build.folder / file.name}{word}")
+        console.result(f"Image built in {build.folder / file.name}")
     if not values["publish"]:
         for command in upload_commands(build, sites):
             console.result(command)
@@ -181,7 +188,7 @@ def upload_commands(build: Build, sites: Sequence[Site]) -> list[str]:
     return [
         f"openstack {cloud}image create --disk-format {file.format.glance} --container-format bare "
         f"--min-disk {min_disk} --property build-variant={made.variant} --property build-tag={made.build_id} "
-        f"--file {build.folder / file.name} {made.image_name}"
+        f"--file {shlex.quote(str(build.folder / file.name))} {made.image_name}"
         for cloud, file in targets
     ]
 
@@ -207,42 +214,38 @@ def _dry_run(
     sites: Sequence[Site],
     places: Places,
 ) -> int:
-    """Say what would be done, site by site where the image stands already."""
+    """Say what would be built, and, with --publish, what would be done at each site."""
     report: dict[str, Any] = {"images": []}
-    codes = [0]
+    publications = []
+    connections = _connect(sites) if values["publish"] else {}
     for made in recipes:
         found = None if values["force"] else builder.find(made, places.output)
-        verified = not values["no_verify"]
-        complete = found is not None and builder.is_complete(found, made, formats, verified=verified)
-        steps = [] if complete else _steps(made, found, formats, values)
+        steps = _steps(made, found, formats, values)
         console.result(f"{made.image_name}: variant {made.variant}, {made.release}, {made.arch}")
         console.result(f"  recipe   {made.digest}")
         console.result(f"  archive  {made.archive.mirror}")
         console.result(f"  elements {' '.join(made.elements)}")
         for step in steps or [f"nothing to build: {found.folder if found else ''} is up to date"]:
             console.result(f"  {step}")
-        row: dict[str, Any] = {"recipe": products.to_data(made), "steps": steps, "complete": complete}
+        row: dict[str, Any] = {"recipe": products.to_data(made), "steps": steps, "complete": not steps}
         if values["publish"]:
-            if found is not None:
-                published = publishing.publish(
-                    found.manifest, found.folder, sites, replace(_publish_options(values), dry_run=True)
-                )
-                _tell_publication(published)
-                codes.append(publishing.exit_code(published))
-                row["publication"] = products.to_data(published)
-            else:
-                for site in sites:
-                    console.result(f"  upload to {site.name} as {site.formats[0]}, check the hash, rotate")
+            imagined = builder.imagine(made, found, formats)
+            options = replace(_publish_options(values), dry_run=True)
+            published = publishing.publish(imagined, places.output, sites, options, connections=connections)
+            _tell_publication(published)
+            publications.append(published)
+            row["publication"] = products.to_data(published)
         report["images"].append(row)
     console.result_json(report)
-    return max(codes)
+    return publishing.exit_code(*publications)
 
 
 def _steps(made: Recipe, found: Build | None, formats: Sequence[DiskFormat], values: dict[str, Any]) -> list[str]:
+    """What a build would do."""
     have = {file.format for file in found.manifest.files} if found else set()
     steps = [] if found else ["build the root tree and the disk"]
     steps += [f"write {form}" for form in formats if form not in have]
-    if not values["no_verify"]:
+    if not values["no_verify"] and not (found and builder.is_complete(found, made, [], verified=True)):
         names = " and ".join(machine.firmwares(made.arch))
         steps.append(f"boot it on {names} and make {len(made.checks)} checks")
     return steps
@@ -270,6 +273,7 @@ def _publish_options(values: dict[str, Any]) -> publishing.PublishOptions:
         dry_run=values.get("dry_run", False),
         force=values["force"],
         upload_deadline=float(values["upload_timeout"]),
+        locks=values["cache_dir"] / "locks",
     )
 
 
@@ -349,7 +353,7 @@ def _list(values: dict[str, Any], _: Path | None) -> int:
     elif any(inventory.problem is None for inventory in inventories):
         console.result("no images of ours")
     _tell_problems({inventory.site: inventory.problem for inventory in inventories if inventory.problem})
-    return publishing.exit_code(inventories)
+    return publishing.exit_code(*inventories)
 
 
 def _verify(values: dict[str, Any], path: Path | None) -> int:
@@ -359,9 +363,13 @@ def _verify(values: dict[str, Any], path: Path | None) -> int:
     made: manifest.Manifest | None = None
     beside = path if path.is_dir() or path.name == manifest.MANIFEST else path.parent
     if (beside if beside.is_file() else beside / manifest.MANIFEST).exists():
-        made, folder = manifest.read(beside)
-        if path.is_dir() or path.name == manifest.MANIFEST:
-            path = folder / made.files[0].name
+        try:
+            made, folder = manifest.read(beside)
+        except InputError:
+            if values["variant"] is None or path == beside:
+                raise  # else it is another's, that happens to lie there
+    if made is not None and (path.is_dir() or path.name == manifest.MANIFEST):
+        path = folder / made.files[0].name
     disk.check_is_image(path)
     if made is not None and path.name in {file.name for file in made.files}:
         manifest.check_digest(made, path)
@@ -374,6 +382,7 @@ def _verify(values: dict[str, Any], path: Path | None) -> int:
     chosen = variant.load(name, [*values["variants_dir"], project_folder("variants")])
     arch = Arch(made.arch if made else values["arch"])
     process.require(*machine.programs(arch))
+    machine.uefi_files(arch)
     options = verify.Options(values["accel"], float(values["boot_timeout"]))
     with workspace(values["cache_dir"]) as scratch, console.stage("verify") as stage:
         logs = files.make_folder(values["cache_dir"] / "logs" / f"verify-{path.name}")

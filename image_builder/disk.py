@@ -198,6 +198,11 @@ def check_is_image(path: Path) -> int:
         facts = json.loads(process.run(["qemu-img", "info", "--output=json", path], timeout=60))
     except process.ProcessError as error:
         raise InputError(f"{path} is not a disk image: {error}") from None
+    if facts["format"] not in ("qcow2", "raw"):
+        raise InputError(f"{path} is a {facts['format']} image; expected qcow2 or raw")
+    outside = facts.get("backing-filename") or facts.get("format-specific", {}).get("data", {}).get("data-file")
+    if outside:  # to read it could mean to read any file of this host
+        raise InputError(f"{path} is not whole: it takes data from {outside}", hint="convert it: qemu-img convert")
     if facts["format"] == "raw":
         with path.open("rb") as stream:  # to qemu-img any file is a raw disk: look for a partition table
             stream.seek(_SECTOR)

@@ -152,7 +152,13 @@ class Machine:
     """A running virtual machine; :func:`running` makes it."""
 
     def __init__(
-        self, firmware: Firmware, child: "subprocess.Popen[bytes]", port: int, log: Path, key: LoginKey
+        self,
+        firmware: Firmware,
+        child: "subprocess.Popen[bytes]",
+        port: int,
+        key: LoginKey,
+        log: Path,
+        complaints: Path,
     ) -> None:
         self.firmware = firmware
         self.log = log
@@ -160,6 +166,7 @@ class Machine:
         self._child = child
         self._port = port
         self._key = key
+        self._complaints = complaints  # QEMU's own
 
     def console_tail(self, lines: int = 30) -> str:
         """The end of what the machine said on its serial console."""
@@ -243,7 +250,10 @@ class Machine:
 
     def _still_running(self) -> None:
         if self._child.poll() is not None:
-            raise MachineError(f"the machine ended with exit status {self._child.returncode}", self.console_tail())
+            said = files.tail(self._complaints, 3)
+            raise MachineError(
+                f"the machine ended with exit status {self._child.returncode}: {said}", self.console_tail()
+            )
 
 
 @contextmanager
@@ -293,7 +303,7 @@ def running(
         time.sleep(0.2)
         if child.poll() is not None:
             raise SageError(f"{model.program} ended at once: {files.tail(complaints, 5)}")
-        yield Machine(firmware, child, port, log, key)
+        yield Machine(firmware, child, port, key, log, complaints)
     finally:
         process.stop(child, patience=3.0)
 

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from groundwork import console, process
 from groundwork.errors import InputError
+from groundwork.process import ProcessError
 
 
 def is_root() -> bool:
@@ -30,26 +31,30 @@ def rerun_as_root(entry: str, flags: Sequence[str]) -> NoReturn:
             "building a root tree needs root, and there is no sudo here",
             hint="run this as root, or: apt-get install sudo",
         )
+    if "SUDO_UID" in os.environ:
+        raise InputError("sudo did not make this root", hint="look at runas_default in sudoers, or run this as root")
+    if not sys.stdin.isatty():
+        try:
+            process.run(["sudo", "-n", "true"], timeout=30)
+        except ProcessError:
+            raise InputError(
+                "building a root tree needs root; sudo asks for a password, and there is no terminal",
+                hint="run this as root, or in a terminal",
+            ) from None
     module, function = entry.split(":")
-    kept = [
-        name
-        for name in ("OS_CLIENT_CONFIG_FILE", "SAGE_DEBUG", "http_proxy", "https_proxy", "no_proxy")
-        if name in os.environ
-    ]
-    if "OS_CLIENT_CONFIG_FILE" not in kept:
-        # root's home is another one: show the user's clouds.yaml to it
-        clouds = next((path for path in _clouds_files() if path.exists()), None)
-        if clouds:
-            os.environ["OS_CLIENT_CONFIG_FILE"] = str(clouds)
-            kept.append("OS_CLIENT_CONFIG_FILE")
+    _name_openstack_files()
+    kept = sorted(name for name in os.environ if name.startswith("OS_") or name in _KEPT)
     console.say("Building a root tree needs root: running the whole of it again through sudo")
     sys.stdout.flush()
-    start = f"import sys; sys.argv[0] = {function.replace('_', '-')!r}; from {module} import {function}; {function}()"
-    search = [str(Path(path).absolute()) for path in sys.path if path]  # also where the package is not installed
-    command = ["sudo", f"--preserve-env={','.join(kept)}", "--"]
-    if "PYTHONPATH" in os.environ:
-        command += ["env", f"PYTHONPATH={os.pathsep.join(search)}"]
-    os.execvp("sudo", [*command, sys.executable, "-c", start, *flags])  # noqa: S606 - nothing of it is a shell's
+    # Root's Python is to import what this one would, and nothing from the folder that the user happens to be in.
+    search = [str(Path(path).absolute()) for path in sys.path if path and Path(path) != Path.cwd()]
+    start = (
+        f"import sys; sys.path[:] = {search!r}; sys.argv[0] = {function.replace('_', '-')!r}; "
+        f"from {module} import {function}; {function}()"
+    )
+    preserved = [f"--preserve-env={','.join(kept)}"] if kept else []
+    words = ["sudo", "-u", "root", *preserved, "--", sys.executable, "-c", start, *flags]
+    os.execvp("sudo", words)  # noqa: S606 - nothing of it is a shell's
 
 
 def namespaced(command: Sequence[str | Path]) -> list[str | Path]:
@@ -58,7 +63,20 @@ def namespaced(command: Sequence[str | Path]) -> list[str | Path]:
     return ["unshare", *flags, "--", *command]
 
 
-def _clouds_files() -> list[Path]:
-    """Where openstacksdk looks for clouds.yaml."""
+# Beside OS_...: what decides how the network is reached, and how this program talks.
+_KEPT = {
+    *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+    *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("SAGE_DEBUG", "NO_COLOR", "TERM"),
+}
+
+
+def _name_openstack_files() -> None:
+    """Root's home is another one: name the user's clouds.yaml and secure.yaml where openstacksdk would find them."""
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return [Path.cwd() / "clouds.yaml", home / "openstack/clouds.yaml", Path("/etc/openstack/clouds.yaml")]
+    folders = [Path.cwd(), home / "openstack", Path("/etc/openstack")]
+    for variable, stem in (("OS_CLIENT_CONFIG_FILE", "clouds"), ("OS_CLIENT_SECURE_FILE", "secure")):
+        candidates = [folder / f"{stem}.{ending}" for folder in folders for ending in ("yaml", "yml", "json")]
+        found = next((path for path in candidates if path.exists()), None)
+        if found:
+            os.environ.setdefault(variable, str(found))

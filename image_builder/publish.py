@@ -64,8 +64,8 @@ class PublishOptions:
 
     ``visibility``: what to try, the preferred one first.  ``keep``: how many of our images of this name stay at a
     site, the public one included.  ``force``: publish this very build also where another of its recipe stands.
-    ``upload_deadline``: seconds that an upload may take.  ``locks``: the folder of this machine's locks (None: the
-    user's state folder).
+    ``upload_deadline``: seconds that an upload may take.  ``locks``: the folder of this machine's locks (None: in the
+    user's cache).
     """
 
     visibility: tuple[Visibility, ...] = (Visibility.PUBLIC, Visibility.COMMUNITY, Visibility.PRIVATE)
@@ -157,16 +157,23 @@ def standing_report(
     sites: Sequence[Site],
     image_name: str,
     recipe_digest: str,
+    options: PublishOptions,
     connections: "Mapping[str, Connection | SageError]",
 ) -> PublishReport | None:
     """A report that nothing was to be done, if each site has an image of this recipe under the public name.
 
-    Otherwise None: there is something to build or to publish, or a site could not be asked.
+    Otherwise None: there is something to build, to publish, to repair or to delete, or a site could not be asked.
     """
     results = []
     for site, found in zip(sites, inventory(sites, image_name, connections=connections), strict=True):
         current = _current(found.images, image_name)
         if current is None or not _is_of_recipe(current, site, recipe_digest):
+            return None
+        try:
+            plan = _plan_of(image_name, found.images, keep=options.keep)
+        except SageError:
+            return None
+        if plan.steps or current.visibility not in options.visibility:
             return None
         visibility = Visibility(current.visibility)
         unchanged = (Outcome.UNCHANGED, current.id, image_name, visibility)
@@ -205,9 +212,9 @@ def inventory(
     return tuple(found[site.name] for site in sites)
 
 
-def exit_code(results: PublishReport | Sequence[SiteInventory]) -> int:
+def exit_code(*results: PublishReport | SiteInventory) -> int:
     """0 all sites are done; 3 some failed; of all failed: 2 for wrong input at each, else 1."""
-    rows = results.sites if isinstance(results, PublishReport) else results
+    rows = [row for result in results for row in (result.sites if isinstance(result, PublishReport) else (result,))]
     problems = [row.problem for row in rows if row.problem is not None]
     if not problems:
         return 0
@@ -320,7 +327,8 @@ def _rehearse(work: _Work, connection: "Connection", file: ImageFile) -> SitePub
     if image is None:
         image = _imagined(work, file)
         standing.append(image)
-        work.done.append(f"upload {file.name} ({console.mebibytes(file.size)}) as {image.name}")
+        size = console.mebibytes(file.size) if file.size else "to be made"
+        work.done.append(f"upload {file.name} ({size}) as {image.name}")
     work.done.append(f"set its visibility to {' or else '.join(work.options.visibility)}")
     plan = _plan(work, standing, new=image.id, keep=work.options.keep)
     work.done += [str(step) for step in plan.steps]
@@ -554,19 +562,26 @@ def _do(work: _Work, connection: "Connection", steps: Sequence[rotation.Step]) -
 def _plan(
     work: _Work, standing: Sequence[SiteImage], *, new: str | None = None, keep: int | None = None
 ) -> rotation.Plan:
+    plan = _plan_of(work.manifest.image_name, standing, new=new, keep=keep)
+    for note in plan.notes:
+        if work.staging is None or work.staging not in note:
+            work.warn(note)
+    return plan
+
+
+def _plan_of(
+    image_name: str, standing: Sequence[SiteImage], *, new: str | None = None, keep: int | None = None
+) -> rotation.Plan:
+    """The planner's answer, with what is known here of the publishers of what stands."""
     publishers = {image.publisher: publisher.lives(image.publisher) for image in standing if image.publisher}
-    plan = rotation.plan(
-        work.manifest.image_name,
+    return rotation.plan(
+        image_name,
         standing,
         new=new,
         keep=keep,
         now=datetime.now(timezone.utc),
         publishers={name: lives for name, lives in publishers.items() if lives is not None},
     )
-    for note in plan.notes:
-        if work.staging is None or work.staging not in note:
-            work.warn(note)
-    return plan
 
 
 def _current(standing: Sequence[SiteImage], name: str) -> SiteImage | None:
@@ -757,7 +772,7 @@ def _exclusive(work: _Work) -> Iterator[None]:
     """Hold this machine's lock on the name at the site, so that two runs never swap at once."""
     folder = work.options.locks
     if folder is None:
-        state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
-        folder = Path(state) / "sage-chameleon/locks"
+        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        folder = Path(cache) / "sage-chameleon/locks"
     with files.lock(folder / f"{work.site.slug}-{work.manifest.image_name}.lock", wait=_LOCK_WAIT):
         yield

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -46,8 +46,11 @@ class RootTree:
 
 def standing(recipe: Recipe, cache: Path) -> RootTree | None:
     """The tree of this recipe, if it was built and is still there."""
-    product = _place(recipe, cache) / "tree.json"
-    return products.load(RootTree, product) if product.exists() else None
+    try:
+        tree = products.load(RootTree, _place(recipe, cache) / "tree.json")
+    except InputError:
+        return None
+    return tree if tree.root.is_dir() else None
 
 
 def build(recipe: Recipe, cache: Path, log: Path, stage: console.Stage, provenance: dict[str, object]) -> RootTree:
@@ -105,22 +108,31 @@ def remove(recipe: Recipe, cache: Path) -> None:
 def workspace(cache: Path) -> Iterator[Path]:
     """A folder for things in the making, gone when the block ends; those of dead runs are removed first."""
     top = files.make_folder(cache / "work")
-    for held in top.glob("*.lock"):
-        try:
-            with files.lock(held):
-                files.remove_tree(held.with_suffix(""))
-                held.unlink()
-        except SageError:
-            pass  # its owner lives
-    for left in top.glob("*.removing"):  # a removal that was broken off
-        shutil.rmtree(left, ignore_errors=True)
     work = top / f"{os.getpid()}-{time.monotonic_ns()}"
-    with files.lock(work.with_suffix(".lock")):
+    with ExitStack() as stack:
+        # One at a time: a lock that is made, but not yet held, must not look like a dead run's.
+        with files.lock(cache / "locks/work.lock", wait=60.0):
+            _sweep(top)
+            stack.enter_context(files.lock(work.with_suffix(".lock")))
         try:
             yield files.make_folder(work)
         finally:
             files.remove_tree(work)
-            work.with_suffix(".lock").unlink()
+            work.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _sweep(top: Path) -> None:
+    """Remove what dead runs left in the workspaces' folder."""
+    for held in top.glob("*.lock"):
+        try:
+            with files.lock(held):
+                files.remove_tree(held.with_suffix(""))
+                held.unlink(missing_ok=True)
+        except SageError:
+            continue  # its owner lives
+        except OSError as error:
+            console.warn(f"can't remove what a dead run left: {error}", hint=f"sudo rm -r {top}")
+    files.sweep_removals(top)
 
 
 def _place(recipe: Recipe, cache: Path) -> Path:
@@ -129,11 +141,6 @@ def _place(recipe: Recipe, cache: Path) -> Path:
 
 def _run_builder(recipe: Recipe, cache: Path, work: Path, root: Path, log: Path, stage: console.Stage) -> None:
     archive = recipe.archive
-    if not Path(archive.keyring).exists():
-        raise InputError(
-            f"the archive's keyring {archive.keyring} is not here",
-            hint=f"install with: apt-get install {archive.keyring_package}",
-        )
     temporary = files.make_folder(work / "tmp")
     environment = {
         "ARCH": str(recipe.arch),
@@ -201,6 +208,15 @@ def _run_builder(recipe: Recipe, cache: Path, work: Path, root: Path, log: Path,
         raise SageError(
             "diskimage-builder ended well, but left no root tree",
             hint="does the variant have the element 'root-tree'?",
+        )
+
+
+def check_keyring(recipe: Recipe) -> None:
+    """Raise InputError where there are no keys to check the archive's signature against."""
+    if not Path(recipe.archive.keyring).exists():
+        raise InputError(
+            f"the keyring of {recipe.os_name}'s archive, {recipe.archive.keyring}, is not here",
+            hint=f"install with: apt-get install {recipe.archive.keyring_package}",
         )
 
 

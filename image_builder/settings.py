@@ -5,6 +5,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from groundwork.errors import InputError
 from groundwork.settings import Setting, folder, manual, one_of, whole_number
@@ -23,6 +24,8 @@ def _cache() -> Path:
 def _url(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         raise InputError(f"expected a URL that begins with http:// or https://, found {text!r}")
+    if urlsplit(text).username is not None:
+        raise InputError("a URL with a password in it would stand in logs", hint="use a proxy that knows the password")
     return text.rstrip("/")
 
 
@@ -116,7 +119,7 @@ CREATE_IMAGE = (
 )
 SITES = (SITE, SITES_FILE)
 LIST = (*SITES, *COMMON)
-PUBLISH = (*SITES, *PUBLISHING, DRY_RUN, FORCE, *COMMON)
+PUBLISH = (*SITES, *PUBLISHING, DRY_RUN, FORCE, CACHE_DIR, *COMMON)
 VERIFY = (
     Setting("variant", "whose checks to make, for an image without a manifest beside it", also=("-v",)),
     ARCH,

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import groundwork
 from groundwork import console, products, settings
-from groundwork.program import run_program
+from groundwork.program import log_to_stderr, run_program
 from groundwork.settings import Parser
 from local_chameleon import cloud
 from local_chameleon import settings as table
@@ -26,7 +26,7 @@ Exit codes: 0 done (status: all is up), 1 failed (status: something is not up), 
 def main() -> NoReturn:
     """The console script ``local-chameleon``."""
     words = sys.argv[1:]
-    run_program(lambda: _main(words), debug="--debug" in words)
+    run_program(lambda: _main(words))
 
 
 def _main(words: Sequence[str]) -> int:
@@ -48,6 +48,8 @@ def _main(words: Sequence[str]) -> int:
     given = parser.parse_args(words)
     values = settings.resolve(given.rows, given, configuration={})
     console.configure(json_output=values["json"], quiet=values["quiet"])
+    if values["debug"]:
+        log_to_stderr(debug=True)
     config = Config(
         state_dir=values["state_dir"],
         env_dir=values["env_dir"],

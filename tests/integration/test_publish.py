@@ -246,7 +246,7 @@ def test_a_site_that_is_down_stops_no_other(bench: Bench, monkeypatch: pytest.Mo
     assert "connection refused" in report.sites[1].problem.message
     found = publish.inventory([load_sites()[name] for name in NAMES], bench.name)
     assert [len(row.images) for row in found] == [1, 0, 1]
-    assert exit_code(found) == 3
+    assert exit_code(*found) == 3
 
 
 def test_wrong_credentials_are_wrong_input(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

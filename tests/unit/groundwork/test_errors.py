@@ -15,11 +15,14 @@ from groundwork.errors import InputError, Interrupted, SageError, SomeSitesFaile
         (SageError("x"), 1),
         (InputError("x"), 2),
         (SomeSitesFailed("x"), 3),
+        (OSError(28, "No space left on device", "/x"), 1),
         (Interrupted(signal.SIGINT), 130),
         (Interrupted(signal.SIGTERM), 143),
     ],
 )
-def test_each_error_has_its_exit_code(error: SageError, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_error_has_its_exit_code(
+    error: SageError | Interrupted | OSError, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main() -> int:
         raise error
 
@@ -32,6 +35,10 @@ def test_each_error_has_its_exit_code(error: SageError, code: int, capsys: pytes
             signal.signal(number, handler)
     assert ended.value.code == code
     assert "error: " in capsys.readouterr().err
+
+
+def test_no_handler_of_ordinary_errors_swallows_an_interruption() -> None:
+    assert not issubclass(Interrupted, Exception)
 
 
 def test_the_nearest_word_or_all_of_them() -> None:

@@ -44,6 +44,7 @@ def test_a_tree_digest_sees_names_contents_modes_and_links_alone(tmp_path: Path)
         (top / "a").mkdir(parents=True)
         (top / "a/script").write_text("x")
         (top / "link").symlink_to("a/script")
+        (top / "folder").symlink_to("a")
         return top
 
     first = files.digest_tree(tree("first"))
@@ -61,7 +62,10 @@ def test_a_tree_digest_sees_names_contents_modes_and_links_alone(tmp_path: Path)
     changed.add(files.digest_tree(second))
     (second / "a/script").rename(second / "a/other")
     changed.add(files.digest_tree(second))
-    assert len(changed) == 5
+    (second / "folder").unlink()
+    (second / "folder").symlink_to("elsewhere")
+    changed.add(files.digest_tree(second))
+    assert len(changed) == 6
 
 
 def test_a_lock_is_held_once_and_names_its_owner(tmp_path: Path) -> None:
@@ -85,6 +89,13 @@ def test_a_removed_tree_is_gone_and_an_absent_one_is_no_error(tmp_path: Path) ->
     files.remove_tree(tmp_path / "tree")
     files.remove_tree(tmp_path / "tree")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_removal_that_was_killed_is_finished_but_not_a_living_ones(tmp_path: Path) -> None:
+    (tmp_path / "dead.4194305.removing/x").mkdir(parents=True)
+    (tmp_path / f"alive.{os.getpid()}.removing").mkdir()
+    files.sweep_removals(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"alive.{os.getpid()}.removing"]
 
 
 def test_the_tail_of_a_log(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_missing_program_is_named_with_its_package(
     absent = {"mmdebstrap", "qemu-img", "mmd"}
     monkeypatch.setattr(process, "find", lambda program: None if program in absent else f"/usr/bin/{program}")
     with pytest.raises(InputError, match="missing system programs: mmd, mmdebstrap, qemu-img") as caught:
-        build.check_machine(sage, Places(tmp_path, tmp_path), verified=True, tree=True)
+        build.check_machine(sage, [DiskFormat.QCOW2_ZSTD], Places(tmp_path, tmp_path), verified=True, tree=True)
     assert caught.value.hint == "install with: apt-get install mmdebstrap mtools qemu-utils"
 
 
@@ -121,7 +121,7 @@ def test_a_disk_too_full_is_told_before_the_build(
 ) -> None:
     monkeypatch.setattr(files, "free_bytes", lambda path: 3 << 30)
     with pytest.raises(InputError, match=r"has 3.0 GiB free; this needs 6 GiB") as caught:
-        build.check_machine(sage, Places(tmp_path, tmp_path), verified=True, tree=True)
+        build.check_machine(sage, [DiskFormat.QCOW2_ZSTD], Places(tmp_path, tmp_path), verified=True, tree=True)
     assert caught.value.hint is not None
     assert "--cache-dir" in caught.value.hint
 
@@ -131,7 +131,7 @@ def test_another_architecture_is_refused(sage: Recipe, tmp_path: Path) -> None:
     from dataclasses import replace
 
     with pytest.raises(InputError, match="arm64 image can't be built on this amd64 machine yet"):
-        build.check_machine(replace(sage, arch=Arch.ARM64), Places(tmp_path, tmp_path), verified=False, tree=True)
+        build.check_machine(replace(sage, arch=Arch.ARM64), [], Places(tmp_path, tmp_path), verified=False, tree=True)
 
 
 def test_without_root_and_sudo_the_build_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def site(name: str) -> Site:
 )
 def test_exit_codes(problems: tuple[Problem | None, ...], code: int) -> None:
     assert exit_code(report(*problems)) == code
-    assert exit_code([SiteInventory("site", (), problem) for problem in problems]) == code
+    assert exit_code(*(SiteInventory("site", (), problem) for problem in problems)) == code
 
 
 def test_a_report_can_be_saved_and_read(tmp_path: Path) -> None:
