@@ -123,7 +123,8 @@ def check_machine(recipe: Recipe, formats: Sequence[DiskFormat], places: Places,
     if verified:
         machine.uefi_files(arch)
     per_format = sum(_RAW_SPACE if form is DiskFormat.RAW else _QCOW2_SPACE for form in formats)
-    _check_space({places.cache: (recipe.space_gib * _GIB if tree else 0) + per_format, places.output: per_format})
+    in_cache = (recipe.space_gib * _GIB if tree else 0) + per_format
+    _check_space([(places.cache, in_cache), (places.output, per_format)])
 
 
 def build(
@@ -346,11 +347,11 @@ def _is_checked(made: Manifest, recipe: Recipe) -> bool:
     return made.checks is not None and made.checks.passed and made.checks_digest == recipe.checks_digest
 
 
-def _check_space(needs: dict[Path, int]) -> None:
+def _check_space(needs: Sequence[tuple[Path, int]]) -> None:
     """Raise InputError unless each folder's file system has room for all that is to be written to it."""
-    for folder in needs:
-        others = [other for other in needs if _device(other) == _device(folder)]
-        needed, free = sum(needs[other] for other in others), files.free_bytes(folder)
+    for folder, _ in needs:
+        needed = sum(size for other, size in needs if _device(other) == _device(folder))
+        free = files.free_bytes(folder)
         if free < needed:
             raise InputError(
                 f"{folder} has {free / _GIB:.1f} GiB free; this needs {needed / _GIB:.1f} GiB",

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from chameleon_sites.sites import DiskFormat
-from groundwork import files, process
-from groundwork.errors import InputError, SageError
+from groundwork import files, process, products
+from groundwork.errors import InputError, Interrupted, SageError
 from image_builder import build, cli, disk, machine, manifest, privilege, recipe, variant
 from image_builder import settings as table
 from image_builder.build import Places
+from image_builder.disk import Disk
 from image_builder.manifest import CheckReport, CheckResult, ImageFile, Manifest
 from image_builder.recipe import Recipe
 from image_builder.variant import Arch
@@ -120,7 +121,7 @@ def test_a_disk_too_full_is_told_before_the_build(
     monkeypatch: pytest.MonkeyPatch, sage: Recipe, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(files, "free_bytes", lambda path: 3 << 30)
-    with pytest.raises(InputError, match=r"has 3.0 GiB free; this needs 6 GiB") as caught:
+    with pytest.raises(InputError, match=r"has 3.0 GiB free; this needs 8.0 GiB") as caught:
         build.check_machine(sage, [DiskFormat.QCOW2_ZSTD], Places(tmp_path, tmp_path), verified=True, tree=True)
     assert caught.value.hint is not None
     assert "--cache-dir" in caught.value.hint
@@ -150,15 +151,28 @@ def test_sudo_gets_every_setting_and_the_users_clouds_file(monkeypatch: pytest.M
         raise StopIteration  # the real one never returns
 
     monkeypatch.setattr(process, "find", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(process, "run", lambda *args, **kwargs: "")
     monkeypatch.setattr(os, "execvp", execvp)
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    for name in [name for name in os.environ if name.startswith("OS_") or name in privilege._KEPT]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OS_CLOUD", "mine")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
     with pytest.raises(StopIteration):
         privilege.rerun_as_root("image_builder.cli:create_image", ["--variant=sage"])
     (words,) = ran
-    assert words[:3] == ["sudo", "--preserve-env=OS_CLIENT_CONFIG_FILE", "--"]
+    assert words[:5] == ["sudo", "-u", "root", "--preserve-env=OS_CLIENT_CONFIG_FILE,OS_CLOUD", "--"]
     assert words[-1] == "--variant=sage"
     assert "from image_builder.cli import create_image" in words[-2]
+    assert "import sys; sys.path[:] = [" in words[-2], "root imports nothing from the folder the user is in"
+
+
+def test_sudo_that_makes_no_root_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "find", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setenv("SUDO_UID", "1000")
+    with pytest.raises(InputError, match="sudo did not make this root"):
+        privilege.rerun_as_root("image_builder.cli:create_image", [])
 
 
 # ------------------------------------------------------------------------------------------------ manifests
@@ -251,6 +265,62 @@ def test_a_standing_build_is_found_by_its_recipe(sage: Recipe, tmp_path: Path) -
     assert build.find(replace(sage, digest="e" * 64), tmp_path) is None
     assert not build.needs_root(sage, Places(tmp_path, tmp_path / "cache"), force=False)
     assert build.needs_root(sage, Places(tmp_path, tmp_path / "cache"), force=True)
+
+
+def test_checks_that_were_not_made_are_not_recorded_as_made(sage: Recipe, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    folder = tmp_path / f"Sage-Debian12/20261120T031500Z-{sage.digest[:8]}"
+    folder.mkdir(parents=True)
+    put(folder, replace(a_manifest(), recipe_digest=sage.digest, checks_digest="those of then"))
+    found = build.find(sage, tmp_path)
+    assert found is not None
+    done = build._complete(found, sage, [DiskFormat.QCOW2_ZSTD], None, tmp_path)
+    assert done.manifest.checks_digest == "those of then"
+    assert not build.is_complete(done, sage, [DiskFormat.QCOW2_ZSTD], verified=True)
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_an_interruption_before_the_last_rename_loses_nothing(
+    sage: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_off: bool
+) -> None:
+    from dataclasses import replace
+
+    made = replace(a_manifest(), recipe_digest=sage.digest)
+    place, logs, output = tmp_path / "cache/disks" / sage.digest, tmp_path / "logs", tmp_path / "build"
+    logs.mkdir()
+    (logs / "build.log").write_text("log")
+    place.mkdir(parents=True)
+    (place / made.files[0].name).write_bytes(b"disk")
+    products.save(Disk(sage.digest, made.build_id, made.built_at, 3 << 30, made.files), place / "disk.json")
+    if broken_off:
+
+        def interrupt(*args: object) -> Path:
+            raise Interrupted(15)
+
+        monkeypatch.setattr(manifest, "write", interrupt)
+        with pytest.raises(Interrupted):
+            build._put_out(made, place, logs, output)
+        assert list((output / "Sage-Debian12").iterdir()) == []
+        assert build._standing_disk(sage, tmp_path / "cache") is not None
+    else:
+        folder = build._put_out(made, place, logs, output)
+        assert manifest.read(folder)[0] == made
+        assert (folder / "build.log").read_text() == "log"
+        assert not place.exists()
+        assert not logs.exists()
+
+
+def test_a_disk_in_the_cache_counts_only_when_it_is_whole(sage: Recipe, tmp_path: Path) -> None:
+    place = tmp_path / "disks" / sage.digest
+    place.mkdir(parents=True)
+    (place / "disk.json").write_text("{")
+    assert build._standing_disk(sage, tmp_path) is None
+    file = a_manifest().files[0]
+    products.save(Disk(sage.digest, "id", "2026-11-20T03:15:00Z", 3 << 30, (file,)), place / "disk.json")
+    assert build._standing_disk(sage, tmp_path) is None
+    (place / file.name).write_bytes(b"1234")
+    assert build._standing_disk(sage, tmp_path) is not None
 
 
 def test_the_upload_command_is_exact(tmp_path: Path) -> None:
