@@ -312,7 +312,11 @@ def _verify(
     with _stage("verify", seconds) as stage:
         report = verify.verify(image, recipe.arch, recipe.checks, logs, scratch, checking, stage)
         if not report.passed:
-            raise verify.explain(report, logs)
+            error = verify.explain(report, logs)
+            error.hint = (
+                f"{error.hint}; the image is kept ({image}) and booted again by the next run; --force builds it anew"
+            )
+            raise error
         boots = ", ".join(f"{name} up in {time:.0f} s" for name, time in report.boot_seconds.items())
         stage.note = f"{len(report.results)} checks passed; {boots}"
     return report
