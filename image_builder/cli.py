@@ -24,7 +24,7 @@ from image_builder import publish as publishing
 from image_builder import settings as table
 from image_builder.build import Build, Places
 from image_builder.catalog import Visibility
-from image_builder.publish import Outcome, PublishReport
+from image_builder.publication import Outcome, Problem, PublishOptions, PublishReport, exit_code
 from image_builder.recipe import Recipe
 from image_builder.rootfs import workspace
 from image_builder.variant import Arch
@@ -112,7 +112,7 @@ def _create_image(words: Sequence[str]) -> int:
         console.result_json(report)
     if not changed:
         console.say(f"Nothing has changed: not built, booted or uploaded again ({time.monotonic() - begin:.1f} s)")
-    return publishing.exit_code(*publications)
+    return exit_code(*publications)
 
 
 def _sites(values: dict[str, Any]) -> list[Site]:
@@ -237,7 +237,7 @@ def _dry_run(
             row["publication"] = products.to_data(published)
         report["images"].append(row)
     console.result_json(report)
-    return publishing.exit_code(*publications)
+    return exit_code(*publications)
 
 
 def _steps(made: Recipe, found: Build | None, formats: Sequence[DiskFormat], values: dict[str, Any]) -> list[str]:
@@ -255,7 +255,7 @@ def _connect(sites: Sequence[Site]) -> dict[str, Any]:
     """Connect to the sites before hours are spent on a build; raises where no site is left to publish to."""
     connections = cloud.connect_all(sites)
     problems = {
-        name: publishing.Problem(str(found), found.hint, isinstance(found, InputError))
+        name: Problem(str(found), found.hint, isinstance(found, InputError))
         for name, found in connections.items()
         if isinstance(found, SageError)
     }
@@ -266,8 +266,8 @@ def _connect(sites: Sequence[Site]) -> dict[str, Any]:
     return connections
 
 
-def _publish_options(values: dict[str, Any]) -> publishing.PublishOptions:
-    return publishing.PublishOptions(
+def _publish_options(values: dict[str, Any]) -> PublishOptions:
+    return PublishOptions(
         visibility=tuple(Visibility(word) for word in values["visibility"]),
         keep=values["keep"],
         dry_run=values.get("dry_run", False),
@@ -277,7 +277,7 @@ def _publish_options(values: dict[str, Any]) -> publishing.PublishOptions:
     )
 
 
-def _tell_publication(report: publishing.PublishReport) -> None:
+def _tell_publication(report: PublishReport) -> None:
     """What came of publishing, a row a site, and each site's plan, warnings and error below."""
     rows = [
         [
@@ -299,7 +299,7 @@ def _tell_publication(report: publishing.PublishReport) -> None:
     _tell_problems({site.site: site.problem for site in report.sites if site.problem})
 
 
-def _tell_problems(problems: Mapping[str, publishing.Problem]) -> None:
+def _tell_problems(problems: Mapping[str, Problem]) -> None:
     """What went wrong at each site; what went wrong at several in the same words, once."""
     by_text: dict[tuple[str, str | None], list[str]] = {}
     for site, problem in problems.items():
@@ -353,7 +353,7 @@ def _list(values: dict[str, Any], _: Path | None) -> int:
     elif any(inventory.problem is None for inventory in inventories):
         console.result("no images of ours")
     _tell_problems({inventory.site: inventory.problem for inventory in inventories if inventory.problem})
-    return publishing.exit_code(*inventories)
+    return exit_code(*inventories)
 
 
 def _verify(values: dict[str, Any], path: Path | None) -> int:
@@ -418,7 +418,7 @@ def _publish(values: dict[str, Any], path: Path | None) -> int:
     published = publishing.publish(made, folder, sites, _publish_options(values), connections=_connect(sites))
     _tell_publication(published)
     console.result_json(products.to_data(published))
-    return publishing.exit_code(published)
+    return exit_code(published)
 
 
 def _show(values: dict[str, Any], path: Path | None) -> int:

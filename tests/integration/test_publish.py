@@ -21,7 +21,7 @@ from groundwork import files, products
 from image_builder import catalog, manifest, publish
 from image_builder.catalog import Change, SiteImage, Visibility
 from image_builder.manifest import ImageFile, Manifest
-from image_builder.publish import Outcome, PublishOptions, PublishReport, exit_code
+from image_builder.publication import Outcome, PublishOptions, PublishReport, exit_code
 
 NAMES = ("CHI@UC", "CHI@TACC", "KVM@TACC")
 

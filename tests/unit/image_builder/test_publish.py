@@ -12,7 +12,7 @@ from groundwork import products
 from groundwork.errors import InputError, SageError
 from image_builder import publish, publisher
 from image_builder.manifest import ImageFile, Manifest
-from image_builder.publish import Outcome, Problem, PublishReport, SiteInventory, SitePublication, exit_code
+from image_builder.publication import Outcome, Problem, PublishReport, SiteInventory, SitePublication, exit_code
 
 WRONG = Problem("wrong", "mend it", True)
 DOWN = Problem("down", None, False)

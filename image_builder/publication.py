@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What publishing is asked to do, and what came of it: the values that the stages hand on and the reports hold."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from groundwork.compat import StrEnum
+from image_builder.catalog import SiteImage, Visibility
+
+
+class Outcome(StrEnum):
+    """What came of publishing at one site."""
+
+    PUBLISHED = "published"
+    UNCHANGED = "unchanged"
+    WOULD_PUBLISH = "would-publish"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error as a value.  ``bad_input``: it is the user's to mend (exit code 2)."""
+
+    message: str
+    hint: str | None
+    bad_input: bool
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """How to publish.
+
+    ``visibility``: what to try, the preferred one first.  ``keep``: how many of our images of this name stay at a
+    site, the public one included.  ``force``: publish this very build also where another of its recipe stands.
+    ``upload_deadline``: seconds that an upload may take.  ``locks``: the folder of this machine's locks (None: in the
+    user's cache).
+    """
+
+    visibility: tuple[Visibility, ...] = (Visibility.PUBLIC, Visibility.COMMUNITY, Visibility.PRIVATE)
+    keep: int = 3
+    dry_run: bool = False
+    force: bool = False
+    upload_deadline: float = 7200.0
+    locks: Path | None = None
+
+
+@dataclass(frozen=True)
+class SitePublication:
+    """What came of it at one site.  ``uploaded`` in bytes; ``plan``: the steps done (or, on a dry run, to do)."""
+
+    site: str
+    outcome: Outcome
+    image_id: str | None
+    image_name: str
+    visibility: Visibility | None
+    uploaded: int
+    seconds: float
+    plan: tuple[str, ...]
+    warnings: tuple[str, ...]
+    problem: Problem | None
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """What came of it at all sites, in the order in which they were named."""
+
+    image_name: str
+    build_id: str
+    recipe_digest: str
+    sites: tuple[SitePublication, ...]
+
+
+@dataclass(frozen=True)
+class SiteInventory:
+    """Our images at one site, the public ones first, then the newest; or why they can't be told."""
+
+    site: str
+    images: tuple[SiteImage, ...]
+    problem: Problem | None
+
+
+def exit_code(*results: PublishReport | SiteInventory) -> int:
+    """0 all sites are done; 3 some failed; of all failed: 2 for wrong input at each, else 1."""
+    rows = [row for result in results for row in (result.sites if isinstance(result, PublishReport) else (result,))]
+    problems = [row.problem for row in rows if row.problem is not None]
+    if not problems:
+        return 0
+    if len(problems) < len(rows):
+        return 3
+    return 2 if all(problem.bad_input for problem in problems) else 1
