@@ -157,8 +157,8 @@ def _make(guest: Machine, connection: Any, check: Check) -> tuple[bool, str]:
         done = connection.run(script, hide=True, warn=True, in_stream=False, timeout=check.timeout)
     except CommandTimedOut as error:
         said = (error.result.stdout + error.result.stderr)[-_LARGEST_OUTPUT:]
-        return False, f"{said}\nnot done within {check.timeout:g} s"
-    output = (done.stdout + done.stderr)[-_LARGEST_OUTPUT:]
+        return False, f"{said.rstrip()}\nnot done within {check.timeout:g} s"
+    output = (done.stdout + done.stderr)[-_LARGEST_OUTPUT:].rstrip()
     if done.exited != 0:
         output += f"\nexit status {done.exited}"
     return done.exited == 0, output
