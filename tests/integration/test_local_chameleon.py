@@ -50,15 +50,15 @@ def test_a_user_uploads_and_lists_in_every_region(local_chameleon: State, name: 
     assert connection.config.region_name == name.upper().replace("_", "@")
     image = upload(connection)
     assert image.status == "active"
-    assert [one.id for one in connection.image.images()] == [image.id]
+    assert [one.id for one in connection.image.images(name="test")] == [image.id]
     assert connection.image.download_image(image).content == b"x" * 100_000
     connection.image.delete_image(image)
 
 
 def test_regions_and_projects_see_only_their_own(local_chameleon: State) -> None:
     image = upload(connect(local_chameleon, "chi_uc"))
-    assert list(connect(local_chameleon, "chi_tacc").image.images()) == []
-    assert list(connect(local_chameleon, "chi_uc_2").image.images()) == []
+    assert list(connect(local_chameleon, "chi_tacc").image.images(name="test")) == []
+    assert list(connect(local_chameleon, "chi_uc_2").image.images(name="test")) == []
     connect(local_chameleon, "chi_uc").image.delete_image(image)
 
 
@@ -69,7 +69,7 @@ def test_only_an_administrator_makes_an_image_public(local_chameleon: State) -> 
         user.image.update_image(image.id, visibility="public")
     assert user.image.update_image(image.id, visibility="community").visibility == "community"
     assert admin.image.update_image(image.id, visibility="public").visibility == "public"
-    assert [one.id for one in connect(local_chameleon, "chi_uc_2").image.images()] == [image.id]
+    assert [one.id for one in connect(local_chameleon, "chi_uc_2").image.images(name="test")] == [image.id]
     user.image.delete_image(image)
 
 
