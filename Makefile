@@ -24,11 +24,12 @@ demo: system-packages setup  ## build, verify, publish to three local sites, rot
 
 test: system-packages setup lint unit integration  ## what .ci/run runs: fast tests, then real builds, boots and services
 
-lint: setup  ## ruff, mypy, shellcheck
+lint: setup  ## ruff, mypy, shellcheck, dib-lint
 	@$(STEP) "ruff" .venv/bin/ruff check .
 	@$(STEP) "ruff format" .venv/bin/ruff format --check --quiet .
 	@$(STEP) "mypy" .venv/bin/mypy
 	@$(STEP) "shellcheck" scripts/shellcheck
+	@$(STEP) "dib-lint" scripts/dib-lint
 
 unit: setup  ## tests without network and subprocesses
 	@$(STEP) "unit tests" $(PYTHON) -m pytest -q tests/unit
