@@ -86,9 +86,9 @@ def _create_image(words: Sequence[str]) -> int:
                     stands[made.digest] = found
     to_build = [made for made in recipes if made.digest not in stands]
     for_root = [made for made in to_build if builder.needs_root(made, places, force=values["force"])]
+    for made in for_root:  # before a file is made or a password asked for
+        builder.check_machine(made, formats, places, verified=checking is not None, tree=True)
     if for_root and not privilege.is_root():
-        for made in for_root:
-            builder.check_machine(made, formats, places, verified=checking is not None, tree=True)
         flags = settings.as_flags(table.CREATE_IMAGE, {**values, "config": os.devnull})
         privilege.rerun_as_root("image_builder.cli:create_image", flags)
     report: dict[str, Any] = {"images": [], "publications": []}
