@@ -216,7 +216,7 @@ def check_keyring(recipe: Recipe) -> None:
     if not Path(recipe.archive.keyring).exists():
         raise InputError(
             f"the keyring of {recipe.os_name}'s archive, {recipe.archive.keyring}, is not here",
-            hint=f"install with: apt-get install {recipe.archive.keyring_package}; or copy it from a machine that has it",
+            hint=f"apt-get install {recipe.archive.keyring_package}, or copy it from a machine that has it",
         )
 
 
