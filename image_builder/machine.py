@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import time
@@ -27,6 +28,7 @@ _MIB = 1 << 20
 _MEMORY_MIB = 2048
 _GROW_BY = 2048 * _MIB  # the machine's disk is larger than the image, so that growing can be seen
 _REFUSED_FOR = 30.0  # seconds
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 _HOST_NAME = "sage-verify"
 
 
@@ -169,8 +171,9 @@ class Machine:
         self._complaints = complaints  # QEMU's own
 
     def console_tail(self, lines: int = 30) -> str:
-        """The end of what the machine said on its serial console."""
-        return files.tail(self.log, lines)
+        """The end of what the machine said on its serial console, without colours and blank lines."""
+        said = (_TERMINAL_CODES.sub("", line).rstrip() for line in files.tail(self.log, 4 * lines).splitlines())
+        return "\n".join([line for line in said if line][-lines:])
 
     def login(self, user: str, deadline: float) -> Any:
         """Wait until ``user`` can log in by the key and return a fabric.Connection.

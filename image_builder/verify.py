@@ -152,7 +152,7 @@ def _make(guest: Machine, connection: Any, check: Check) -> tuple[bool, str]:
         taken = guest.takes_key_of("root")
         return not taken, "root logged in by key" if taken else "root was refused"
     assert check.run is not None
-    script = f"bash -euo pipefail -c {shlex.quote(check.run)}"
+    script = f"bash --norc -euo pipefail -c {shlex.quote(check.run)}"
     try:
         done = connection.run(script, hide=True, warn=True, in_stream=False, timeout=check.timeout)
     except CommandTimedOut as error:

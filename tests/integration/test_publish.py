@@ -32,6 +32,7 @@ from pathlib import Path
 from chameleon_sites.sites import load_sites
 from groundwork import program
 from image_builder import catalog, manifest, publish
+from image_builder.publication import PublishOptions, exit_code
 
 folder, locks, kill_at, moment, *names = sys.argv[1:]
 call, left = catalog._call, int(kill_at)
@@ -54,11 +55,11 @@ catalog._call = killed
 def main():
     made, where = manifest.read(Path(folder))
     sites = [load_sites()[name] for name in names]
-    report = publish.publish(made, where, sites, publish.PublishOptions(keep=2, locks=Path(locks)))
+    report = publish.publish(made, where, sites, PublishOptions(keep=2, locks=Path(locks)))
     for site in report.sites:
         if site.problem:
             print(site.site, site.problem.message)
-    return publish.exit_code(report)
+    return exit_code(report)
 
 program.run_program(main)
 """
