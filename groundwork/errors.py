@@ -26,12 +26,6 @@ class InputError(SageError):
     exit_code = 2
 
 
-class SomeSitesFailed(SageError):
-    """Some sites are done and some are not."""
-
-    exit_code = 3
-
-
 class Interrupted(BaseException):
     """A signal (SIGINT, SIGTERM, SIGHUP) asked the program to end.
 

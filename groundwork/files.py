@@ -43,17 +43,17 @@ def digest_file(path: Path) -> Digests:
     return Digests(size, md5, sha256, sha512)
 
 
-def digest_tree(top: Path, *, leave_out: Callable[[str], bool] = lambda name: False) -> str:
+def digest_tree(top: Path) -> str:
     """SHA-256 over the names, kinds, execute bits and contents of all below ``top``, in order of name.
 
-    ``leave_out`` is asked for each file's and folder's name.  Byte code never counts.
+    Byte code does not count.
     """
     total = hashlib.sha256()
     for folder, folders, names in os.walk(top):
-        folders[:] = sorted(name for name in folders if name != "__pycache__" and not leave_out(name))
+        folders[:] = sorted(name for name in folders if name != "__pycache__")
         links = [name for name in folders if Path(folder, name).is_symlink()]  # os.walk does not follow them
         for name in sorted([*names, *links]):
-            if name.endswith(".pyc") or leave_out(name):
+            if name.endswith(".pyc"):
                 continue
             path = Path(folder, name)
             total.update(path.relative_to(top).as_posix().encode() + b"\0")

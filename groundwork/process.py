@@ -169,14 +169,3 @@ def poll_until(deadline_seconds: float, interval: float = 0.2) -> Iterator[float
     while (elapsed := time.monotonic() - begin) < deadline_seconds:
         yield elapsed
         time.sleep(interval)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process of that id exists on this machine."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from groundwork import program
-from groundwork.errors import InputError, Interrupted, SageError, SomeSitesFailed, nearest, unknown
+from groundwork.errors import InputError, Interrupted, SageError, nearest, unknown
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,6 @@ from groundwork.errors import InputError, Interrupted, SageError, SomeSitesFaile
     [
         (SageError("x"), 1),
         (InputError("x"), 2),
-        (SomeSitesFailed("x"), 3),
         (OSError(28, "No space left on device", "/x"), 1),
         (Interrupted(signal.SIGINT), 130),
         (Interrupted(signal.SIGTERM), 143),
