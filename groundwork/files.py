@@ -132,9 +132,14 @@ def remove_tree(path: Path) -> None:
     :func:`sweep_removals` takes that away.
     """
     if path.exists():
-        doomed = path.with_name(f"{path.name}.{os.getpid()}{_REMOVING}")
+        doomed = removal_name(path)
         path.rename(doomed)
         shutil.rmtree(doomed)
+
+
+def removal_name(path: Path) -> Path:
+    """The name that a folder has while it is removed."""
+    return path.with_name(f"{path.name}.{os.getpid()}{_REMOVING}")
 
 
 def sweep_removals(folder: Path) -> None:
@@ -153,8 +158,10 @@ def free_bytes(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, wait: float = 0.0, on_wait: Callable[[str], None] = lambda owner: None) -> Iterator[None]:
-    """Hold an exclusive ``flock`` on ``path``, which carries the owner's pid.
+def lock(
+    path: Path, *, wait: float = 0.0, on_wait: Callable[[str], None] = lambda owner: None, shared: bool = False
+) -> Iterator[None]:
+    """Hold a ``flock`` on ``path``, which carries the pid of the last owner; exclusive, unless ``shared`` is given.
 
     Waits up to ``wait`` seconds for another owner (``on_wait`` is told its pid once), then raises SageError.
     The kernel frees the lock when the owner dies; the file stays.
@@ -167,7 +174,7 @@ def lock(path: Path, *, wait: float = 0.0, on_wait: Callable[[str], None] = lamb
         told = False
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):

@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 # Program -> the Debian and Ubuntu package that holds it, for the hint when it is missing.
 PACKAGES = {
     "debootstrap": "debootstrap",
+    "debugfs": "e2fsprogs",
     "dpkg-query": "dpkg",
+    "dumpe2fs": "e2fsprogs",
     "fstrim": "util-linux",
     "mcopy": "mtools",
     "mke2fs": "e2fsprogs",

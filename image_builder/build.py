@@ -5,6 +5,7 @@ Products in the making lie in the cache, by the recipe's digest; a finished buil
 one rename, as ``<image name>/<build id>/``.
 """
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from chameleon_sites.sites import DiskFormat
 from groundwork import console, files, process, products
 from groundwork.errors import InputError
 from groundwork.process import ProcessError
-from image_builder import disk, machine, manifest, rootfs, verify
+from image_builder import disk, inside, layers, machine, manifest, rootfs, verify
 from image_builder.disk import Disk
 from image_builder.manifest import CheckReport, ImageFile, Manifest
 from image_builder.recipe import Recipe
@@ -175,10 +176,8 @@ def _sweep(recipe: Recipe, places: Places) -> None:
         files.remove_tree(left)
     for left in places.output.glob(f"{recipe.image_name}/*-{recipe.digest[:8]}/{_SCRATCH}"):
         files.remove_tree(left)
-    for folder in (places.output / recipe.image_name, places.cache / "trees", places.cache / "disks"):
+    for folder in (places.output / recipe.image_name, places.cache / "disks"):
         files.sweep_removals(folder)
-    if _standing_disk(recipe, places.cache) is not None:
-        rootfs.remove(recipe, places.cache)
 
 
 def _make(
@@ -193,38 +192,38 @@ def _make(
     """Tree, disk, check, manifest."""
     seconds: dict[str, float] = {}
     logs = files.make_folder(places.cache / "logs" / recipe.digest[:16])
-    log = logs / "build.log"
     place = places.cache / "disks" / recipe.digest
     finished = None if force else _standing_disk(recipe, places.cache)
-    tree = None
     commit, clean = project_state()
     if finished is None:
-        tree = None if force else rootfs.standing(recipe, places.cache)
-        if tree is None:
-            log.unlink(missing_ok=True)
+        log = logs / "build.log"
+        log.unlink(missing_ok=True)
+        with layers.in_use(places.cache):
             with _stage("root tree", seconds) as stage:
-                tree = rootfs.build(recipe, places.cache, log, stage, _provenance(recipe, commit))
-                stage.note = f"{len(tree.packages)} packages, {console.mebibytes(tree.size)}"
-        else:
-            console.say("= root tree: stands already")
+                tree = rootfs.build(recipe, places.cache, log, stage, anew=force)
+                built = f"built {', '.join(tree.built)}" if tree.built else "all layers stand already"
+                stage.note = f"{len(tree.packages)} packages; {built}"
+            with _stage("disk", seconds) as stage:
+                finished = _disk(recipe, tree, formats, place, scratch, log)
+                stage.note = _sizes(finished)
     else:
         console.say("= disk: stands already")
-    if finished is None or not set(formats) <= {file.format for file in finished.files}:
-        with _stage("disk", seconds) as stage:
-            finished = _disk(recipe, tree, finished, formats, place, scratch, stage)
-            rootfs.remove(recipe, places.cache)  # whatever else is needed can be made of the disk
-            stage.note = ", ".join(f"{file.format} {console.mebibytes(file.size)}" for file in finished.files)
-    packages = products.load(_Packages, place / "packages.json").packages
+        if not set(formats) <= {file.format for file in finished.files}:
+            with _stage("formats", seconds) as stage:
+                finished = disk.more_formats(finished, recipe.image_name, formats, place, scratch)
+                products.save(finished, place / "disk.json")
+                stage.note = _sizes(finished)
+    facts = products.load(_Facts, place / "facts.json")
     report = None
     if checking is not None:
         report = _verify(recipe, place / finished.files[0].name, logs, scratch, checking, seconds)
     made = replace(
         imagine(recipe, None, ()),
-        build_id=finished.build_id,
-        built_at=finished.built_at,
+        build_id=facts.build_id,
+        built_at=facts.built_at,
         commit=commit,
         clean=clean,
-        packages=packages,
+        packages=facts.packages,
         disk_size=finished.disk_size,
         files=finished.files,
         checks=report,
@@ -244,14 +243,13 @@ def _complete(
     """Add to a finished build the formats and the check that it lacks."""
     old = standing.manifest
     seconds = dict(old.stage_seconds)
-    have = Disk(old.recipe_digest, old.build_id, old.built_at, old.disk_size, old.files)
+    have = Disk(old.disk_size, 0, old.files)
     if not set(formats) <= {file.format for file in old.files}:
         scratch_here = files.make_folder(standing.folder / _SCRATCH)  # beside, so that a rename is enough
         try:
             with _stage("formats", seconds) as stage:
-                have = disk.make(
-                    None, have, recipe.image_name, recipe.arch, formats, standing.folder, scratch_here, stage
-                )
+                have = disk.more_formats(have, recipe.image_name, formats, standing.folder, scratch_here)
+                stage.note = _sizes(have)
         finally:
             files.remove_tree(scratch_here)
     report, checks_digest = old.checks, old.checks_digest
@@ -265,34 +263,49 @@ def _complete(
 
 
 @dataclass(frozen=True)
-class _Packages:
-    """What the tree held, kept beside the disk when the tree is gone."""
+class _Facts:
+    """What is known of a disk in the cache beside its files."""
 
+    build_id: str
+    built_at: str
     packages: tuple[manifest.Package, ...]
 
 
 def _disk(
-    recipe: Recipe,
-    tree: rootfs.RootTree | None,
-    standing: Disk | None,
-    formats: Sequence[DiskFormat],
-    place: Path,
-    scratch: Path,
-    stage: console.Stage,
+    recipe: Recipe, tree: rootfs.RootTree, formats: Sequence[DiskFormat], place: Path, scratch: Path, log: Path
 ) -> Disk:
     """Make the disk's files and put them, by one rename, where :func:`_standing_disk` looks."""
-    if standing is not None:
-        made = disk.make(None, standing, recipe.image_name, recipe.arch, formats, place, scratch, stage)
-        products.save(made, place / "disk.json")
-        return made
+    now = datetime.now(timezone.utc)
     fresh = files.make_folder(scratch / "disk")
-    made = disk.make(tree, None, recipe.image_name, recipe.arch, formats, fresh, scratch, stage)
-    products.save(_Packages(tree.packages if tree else ()), fresh / "packages.json")
+    job = inside.DiskJob(
+        layers=tree.layers,
+        added={"opt/chameleon/provenance.json": json.dumps(_provenance(recipe), indent=2) + "\n"},
+        disk_id=recipe.digest,
+        epoch=recipe.epoch,
+        arch=str(recipe.arch),
+        image_name=recipe.image_name,
+        formats=tuple(formats),
+        folder=fresh,
+        work=files.make_folder(scratch / "inside"),
+        memory=rootfs.memory_for(recipe),
+        log=log,
+        result=scratch / "made.json",
+        failure=scratch / "failure.json",
+    )
+    rootfs.enter(job, scratch)
+    result = products.load(inside.MadeDisk, job.result)
+    made = Disk(result.disk_size, result.tree_size, result.files)
+    facts = _Facts(f"{now:%Y%m%dT%H%M%SZ}-{recipe.digest[:8]}", now.strftime("%Y-%m-%dT%H:%M:%SZ"), tree.packages)
+    products.save(facts, fresh / "facts.json")
     products.save(made, fresh / "disk.json")
     files.remove_tree(place)
     files.make_folder(place.parent)
     fresh.rename(place)
     return made
+
+
+def _sizes(made: Disk) -> str:
+    return ", ".join(f"{file.format} {console.mebibytes(file.size)}" for file in made.files)
 
 
 def _standing_disk(recipe: Recipe, cache: Path) -> Disk | None:
@@ -370,17 +383,18 @@ def _device(path: Path) -> int:
     return path.stat().st_dev
 
 
-def _provenance(recipe: Recipe, commit: str | None) -> dict[str, object]:
-    """What the image says of itself in ``/opt/chameleon/provenance.json``."""
+def _provenance(recipe: Recipe) -> dict[str, object]:
+    """What the image itself says of its making, in ``/opt/chameleon/provenance.json``: the same for the same bits."""
+    as_of = datetime.fromtimestamp(recipe.epoch, timezone.utc)
     return {
         "project": "sage-chameleon",
-        "project_version": groundwork.__version__,
-        "commit": commit,
+        "version": groundwork.__version__,
         "image_name": recipe.image_name,
         "variant": recipe.variant,
         "release": recipe.release,
         "arch": str(recipe.arch),
         "recipe_digest": recipe.digest,
+        "packages_as_of": as_of.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 
 

@@ -88,7 +88,7 @@ def _create_image(words: Sequence[str]) -> int:
     for_root = [made for made in to_build if builder.needs_root(made, places, force=values["force"])]
     for made in for_root:  # before a file is made or a password asked for
         builder.check_machine(made, formats, places, verified=checking is not None, tree=True)
-    if for_root and not privilege.is_root():
+    if for_root and privilege.find_way() is None:
         flags = settings.as_flags(table.CREATE_IMAGE, {**values, "config": os.devnull})
         privilege.rerun_as_root("image_builder.cli:create_image", flags)
     report: dict[str, Any] = {"images": [], "publications": []}
@@ -224,7 +224,8 @@ def _dry_run(
         console.result(f"{made.image_name}: variant {made.variant}, {made.release}, {made.arch}")
         console.result(f"  recipe   {made.digest}")
         console.result(f"  archive  {made.archive.mirror}")
-        console.result(f"  elements {' '.join(made.elements)}")
+        for layer in made.layers:
+            console.result(f"  layer    {layer.digest[:12]} {' '.join(layer.elements)}")
         for step in steps or [f"nothing to build: {found.folder if found else ''} is up to date"]:
             console.result(f"  {step}")
         row: dict[str, Any] = {"recipe": products.to_data(made), "steps": steps, "complete": not steps}

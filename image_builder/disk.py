@@ -12,25 +12,26 @@ root                  the rest   ext4, labelled ``sage-root``; grows at the firs
 ====================  =========  ==========================================================
 
 The boot loaders were made in the tree by element ``grub-boot``.  Identifiers and times derive from the recipe
-and the build, none from chance.
+and the build, none from chance: the same tree
+gives the same bits.
 """
 
 import json
+import os
 import struct
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chameleon_sites.sites import DiskFormat
-from groundwork import console, files, process
+from groundwork import files, process
 from groundwork.errors import InputError, SageError
 from image_builder.manifest import ImageFile
-from image_builder.rootfs import ROOT_LABEL, RootTree
 from image_builder.variant import Arch
 
-PROGRAMS = ("mcopy", "mke2fs", "mkfs.vfat", "mmd", "qemu-img", "sfdisk")
+ROOT_LABEL = "sage-root"
+PROGRAMS = ("debugfs", "dumpe2fs", "mcopy", "mke2fs", "mkfs.vfat", "mmd", "qemu-img", "sfdisk")
 
 _MIB = 1 << 20
 _SECTOR = 512
@@ -52,12 +53,13 @@ _EFI = {Arch.AMD64: ("x86_64-efi", "BOOTX64.EFI"), Arch.ARM64: ("arm64-efi", "BO
 
 @dataclass(frozen=True)
 class Disk:
-    """A finished disk in one or more formats.  ``disk_size``: the virtual disk's, in bytes."""
+    """A finished disk in one or more formats.
 
-    recipe_digest: str
-    build_id: str
-    built_at: str
+    ``disk_size``: the virtual disk's; ``tree_size``: what the tree's files take; both in bytes.
+    """
+
     disk_size: int
+    tree_size: int
     files: tuple[ImageFile, ...]
 
 
@@ -71,21 +73,37 @@ def file_name(image_name: str, form: DiskFormat) -> str:
     return f"{image_name}.{extension}"
 
 
-def assemble(tree: RootTree, arch: Arch, raw: Path, stage: console.Stage) -> int:
-    """Put the tree's disk together as the sparse file ``raw``; returns its size in bytes."""
+def measure(root: Path) -> tuple[int, int]:
+    """Bytes that the tree's contents take in blocks of 4 KiB, where a file with several names counts once; inodes."""
+    size = inodes = 0
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root):
+        for name in (*folders, *names):
+            status = os.lstat(os.path.join(folder, name))
+            if status.st_nlink == 1 or (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                size += (status.st_size + 4095) // 4096 * 4096
+                inodes += 1
+    return size, inodes
+
+
+def assemble(root_tree: Path, tree_size: int, inodes: int, arch: Arch, disk_id: str, epoch: int, raw: Path) -> int:
+    """Put the tree's disk together as the sparse file ``raw``; returns its size in bytes.
+
+    ``tree_size`` and ``inodes`` are those of :func:`measure`; the disk's identifiers derive from ``disk_id``, and
+    ``epoch`` (seconds since 1970) is its only time but for those of the files' contents.
+    """
     x86 = arch is Arch.AMD64
     esp = 1 * _MIB
     bios = esp + _ESP_SIZE
     root = bios + (_BIOS_SIZE if x86 else 0)
-    root_size = _root_size(tree)
+    root_size = _root_size(tree_size, inodes)
     size = root + root_size + 1 * _MIB  # the last MiB holds the second GPT
-    ids = {name: uuid.uuid5(uuid.NAMESPACE_OID, f"{tree.recipe_digest}/{name}") for name in _IDENTIFIERS}
-    epoch = int(datetime.fromisoformat(tree.built_at.replace("Z", "+00:00")).timestamp())
+    ids = {name: uuid.uuid5(uuid.NAMESPACE_OID, f"{disk_id}/{name}") for name in _IDENTIFIERS}
     env = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "SOURCE_DATE_EPOCH": str(epoch), "E2FSPROGS_FAKE_TIME": str(epoch)}
 
     with raw.open("wb") as stream:
         stream.truncate(size)
-    stage.detail("partition table")
     rows = [
         "label: gpt",
         f"label-id: {ids['disk']}",
@@ -97,7 +115,6 @@ def assemble(tree: RootTree, arch: Arch, raw: Path, stage: console.Stage) -> int
     script = "\n".join(rows).encode()
     process.run(["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", raw], input=script, env=env, timeout=60)
 
-    stage.detail("root file system")
     extended = f"offset={root},hash_seed={ids['hash']},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard"
     shape = [
         "-t",
@@ -116,14 +133,14 @@ def assemble(tree: RootTree, arch: Arch, raw: Path, stage: console.Stage) -> int
     names = ["-L", ROOT_LABEL, "-U", str(ids["filesystem"])]
     # fmt: off
     process.run(
-        ["mke2fs", "-q", "-F", *shape, *names, "-E", extended, "-d", tree.root, raw, f"{root_size // 1024}k"],
+        ["mke2fs", "-q", "-F", *shape, *names, "-E", extended, "-d", root_tree, raw, f"{root_size // 1024}k"],
         env=env, timeout=_DEADLINE,
     )
     # fmt: on
+    _settle_times(raw, root, epoch, env)
 
-    stage.detail("boot loaders")
     platform, efi_name = _EFI[arch]
-    grub = tree.root / "boot/grub"
+    grub = root_tree / "boot/grub"
     _write_esp(raw, esp, grub / platform / "core.efi", efi_name, ids["esp"], env)
     if x86:
         _embed_bios(raw, bios, grub / "i386-pc/boot.img", grub / "i386-pc/core.img")
@@ -144,50 +161,27 @@ def convert(source: Path, source_format: DiskFormat, target: Path, form: DiskFor
     )
 
 
-def make(
-    tree: RootTree | None,
-    standing: Disk | None,
-    image_name: str,
-    arch: Arch,
-    formats: Iterable[DiskFormat],
-    folder: Path,
-    scratch: Path,
-    stage: console.Stage,
-) -> Disk:
-    """The disk in all of ``formats``, made of the tree or, where one format stands already, of that.
+def write(source: Path, source_format: DiskFormat, image_name: str, form: DiskFormat, folder: Path) -> ImageFile:
+    """Write the disk in one format into ``folder``; returns its name, size and digests."""
+    target = folder / file_name(image_name, form)
+    convert(source, source_format, target, form)
+    target.chmod(0o644)
+    digests = files.digest_file(target)
+    return ImageFile(form, target.name, digests.size, digests.md5, digests.sha256, digests.sha512)
+
+
+def more_formats(standing: Disk, image_name: str, formats: Iterable[DiskFormat], folder: Path, scratch: Path) -> Disk:
+    """Add the formats that a standing disk lacks.
 
     New files are made in ``scratch``, on the same file system, and renamed into ``folder``.
     """
-    have = {file.format: file for file in standing.files} if standing else {}
-    missing = [form for form in formats if form not in have]
-    if standing:
-        first = next(iter(have.values()))
-        source, source_format = folder / first.name, first.format
-        facts = standing
-    else:
-        if tree is None:
-            raise SageError("there is neither a tree nor a disk to make formats of")
-        source, source_format = scratch / "disk.raw", DiskFormat.RAW
-        disk_size = assemble(tree, arch, source, stage)
-        facts = Disk(tree.recipe_digest, tree.build_id, tree.built_at, disk_size, ())
-    made = []
-    for form in missing:
-        name = file_name(image_name, form)
-        stage.detail(f"writing {form}")
-        target = scratch / name
-        if form is source_format:
-            source.rename(target)
-            source = target
-        else:
-            convert(source, source_format, target, form)
-        digests = files.digest_file(target)
-        made.append((target, ImageFile(form, name, digests.size, digests.md5, digests.sha256, digests.sha512)))
-    for target, file in made:
-        files.give_to_owner_of(folder, target)
-        target.chmod(0o644)
-        target.rename(folder / file.name)
-    files_now = tuple(have.values()) + tuple(file for _, file in made)
-    return Disk(facts.recipe_digest, facts.build_id, facts.built_at, facts.disk_size, files_now)
+    have = {file.format for file in standing.files}
+    first = standing.files[0]
+    made = [write(folder / first.name, first.format, image_name, form, scratch) for form in formats if form not in have]
+    for file in made:
+        files.give_to_owner_of(folder, scratch / file.name)
+        (scratch / file.name).rename(folder / file.name)
+    return replace(standing, files=(*standing.files, *made))
 
 
 def check_is_image(path: Path) -> int:
@@ -214,11 +208,25 @@ def check_is_image(path: Path) -> int:
 _IDENTIFIERS = ("disk", "esp", "bios", "root", "filesystem", "hash")
 
 
-def _root_size(tree: RootTree) -> int:
+def _root_size(tree_size: int, inodes: int) -> int:
     """Bytes for the root partition: contents, inodes and journal, and room for a first boot; whole MiB."""
-    inodes = max(tree.inodes, tree.size // _BYTES_PER_INODE) * 256 * 2
-    needed = tree.size + inodes + _JOURNAL_MIB * _MIB
+    tables = max(inodes, tree_size // _BYTES_PER_INODE) * 256 * 2
+    needed = tree_size + tables + _JOURNAL_MIB * _MIB
     return (int(needed * 1.08) + 300 * _MIB) // (8 * _MIB) * (8 * _MIB)
+
+
+def _settle_times(raw: Path, offset: int, epoch: int, env: dict[str, str]) -> None:
+    """Set the times that mke2fs takes from the tree's inodes, and that nobody can set there: access and change."""
+    place = f"{raw}?offset={offset}"
+    facts = dict(
+        line.split(":", 1)
+        for line in process.run(["dumpe2fs", "-h", place], env=env, timeout=60).splitlines()
+        if ":" in line
+    )
+    used = int(facts["Inode count"]) - int(facts["Free inodes"])  # mke2fs takes them in order
+    numbers = [2, *range(11, used + 1)]
+    commands = "".join(f"sif <{number}> atime @{epoch}\nsif <{number}> ctime @{epoch}\n" for number in numbers)
+    process.run(["debugfs", "-w", "-f", "/dev/stdin", place], input=commands.encode(), env=env, timeout=_DEADLINE)
 
 
 def _row(start: int, size: int, kind: str, identifier: uuid.UUID, name: str) -> str:

@@ -1,24 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one place that knows how the root tree comes by its privileges.
 
-Building a root tree and reading it with its owners needs root; the whole program then runs as root, never half of
-it.  What it starts for the build lives in mount and process namespaces of its own, so that no mount and no
-process can be left on the host, however the build ends.
+Building a root tree and reading it with its owners takes a root: that of a user namespace, where an ordinary user may
+have one, or the machine's; the whole program then runs as root, never half of it.  Either way what is started for
+the build lives in mount and process namespaces of its own, so that no mount and no process can be left on the host,
+however the build ends.
 """
 
+import getpass
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
-from groundwork import console, process
+from groundwork import console, files, process
+from groundwork.compat import StrEnum
 from groundwork.errors import InputError
 from groundwork.process import ProcessError
 
 
+class Way(StrEnum):
+    """How a build comes by what it may do."""
+
+    ROOT = "root"
+    USER = "user namespace"
+
+
 def is_root() -> bool:
     return os.geteuid() == 0
+
+
+def find_way() -> Way | None:
+    """The way that is open to this process; None where it takes root, which this is not.
+
+    :func:`why_not` then has the reason.
+    """
+    if is_root():
+        return Way.ROOT
+    return Way.USER if why_not() is None else None
+
+
+@cache
+def why_not() -> str | None:
+    """Why this user can't have a user namespace to build in; None where he can.  It is tried out."""
+    if process.find("newuidmap") is None:
+        return "the program newuidmap is missing (apt-get install uidmap)"
+    name = getpass.getuser()
+    for path in (Path("/etc/subuid"), Path("/etc/subgid")):
+        lines = path.read_text().splitlines() if path.exists() else []
+        if not any(line.split(":")[0] in (name, str(os.getuid())) for line in lines):
+            ranges = "--add-subuids 100000-165535 --add-subgids 100000-165535"
+            return f"{path} has no range for {name} (usermod {ranges} {name})"
+    try:
+        # What a build does there: mount, and own files by other numbers.
+        process.run([*namespaces(Way.USER), "mount", "-t", "tmpfs", "tmpfs", "/mnt"], timeout=30)
+    except ProcessError as error:
+        return f"user namespaces are not allowed here ({error})"
+    return None
 
 
 def rerun_as_root(entry: str, flags: Sequence[str]) -> NoReturn:
@@ -44,7 +84,7 @@ def rerun_as_root(entry: str, flags: Sequence[str]) -> NoReturn:
     module, function = entry.split(":")
     _name_openstack_files()
     kept = sorted(name for name in os.environ if name.startswith("OS_") or name in _KEPT)
-    console.say("Building a root tree needs root: running the whole of it again through sudo")
+    console.say(f"Building needs root here, for {why_not()}: running the whole of it again through sudo")
     sys.stdout.flush()
     # Root's Python is to import what this one would, and nothing from the folder that the user happens to be in.
     search = [str(Path(path).absolute()) for path in sys.path if path and Path(path) != Path.cwd()]
@@ -57,10 +97,23 @@ def rerun_as_root(entry: str, flags: Sequence[str]) -> NoReturn:
     os.execvp("sudo", words)  # noqa: S606 - nothing of it is a shell's
 
 
-def namespaced(command: Sequence[str | Path]) -> list[str | Path]:
-    """The command in mount and process namespaces of its own: what it mounts and starts ends with it."""
+def namespaces(way: Way) -> list[str | Path]:
+    """The words before a command that give it namespaces of its own: what it mounts and starts ends with it."""
+    user = ["--user", "--map-root-user", "--map-auto"] if way is Way.USER else []
     flags = ["--mount", "--propagation=private", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    return ["unshare", *flags, "--", *command]
+    return ["unshare", *user, *flags, "--"]
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with things in it that belong to the root of a build's namespace and its users."""
+    if not path.exists():
+        return
+    if is_root():
+        files.remove_tree(path)
+    else:
+        doomed = files.removal_name(path)
+        path.rename(doomed)
+        process.run([*namespaces(Way.USER), "rm", "-rf", "--", doomed], timeout=600)
 
 
 # Beside OS_...: what decides how the network is reached, and how this program talks.

@@ -3,6 +3,8 @@
 
 What has the same digest need not be built, booted or uploaded again.  A site's kind is no part of it: one image
 serves bare-metal and KVM sites, and settles at boot what differs (see ``docs/images.md``).
+
+The root tree is made in layers, each with a digest of its own that covers the layers below it.
 """
 
 import json
@@ -23,8 +25,14 @@ from image_builder.variant import Arch, Check, Variant
 
 # Python packages of this project that the image carries; element virtual-waggle installs them.
 PAYLOAD = (groundwork, virtual_waggle)
-# What turns a recipe into a disk is part of it.
-_BUILDERS = ("rootfs.py", "disk.py")
+# What turns a recipe into layers, and those into a disk, is part of it.
+_LAYER_BUILDERS = ("inside.py", "rootfs.py")
+_DISK_BUILDERS = ("disk.py", "inside.py")
+# Elements that every layer has, by their dependencies; the second also takes over the tree of the layers below.
+_FRAME = "layer"
+_ABOVE = "layer-above"
+# What reaches an element through the environment counts for the layers whose elements name the variable.
+_PAYLOAD_VARIABLE = b"SAGE_PAYLOAD"
 
 _REVISION = re.compile(r"^\d{8}T\d{6}Z$")
 _MIRRORS = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -55,8 +63,8 @@ _RELEASES = {
 class Archive:
     """Where the packages come from while the image is built, and what its users' apt is told.
 
-    ``mirror`` and ``security_mirror`` (Debian keeps security apart) are for the build; ``sources`` is the image's
-    ``sources.list``.
+    ``mirror`` and ``security_mirror`` (Debian keeps security apart) are for the build, and ``build_sources`` is its
+    ``sources.list``; ``sources`` is the image's.
     """
 
     mirror: str
@@ -64,14 +72,31 @@ class Archive:
     components: tuple[str, ...]
     keyring: str
     keyring_package: str
+    build_sources: str
     sources: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One run of diskimage-builder over the layers below it.
+
+    ``elements`` are those named to diskimage-builder; ``done`` those of the layers below, which are not run again.
+    ``settings`` are those that its elements take.  ``digest`` (SHA-256) covers this layer and all below it.
+    """
+
+    name: str
+    elements: tuple[str, ...]
+    done: tuple[str, ...]
+    packages: tuple[str, ...]
+    settings: dict[str, str]
+    digest: str
 
 
 @dataclass(frozen=True)
 class Recipe:
     """All that goes into an image.
 
-    ``elements`` are those named to diskimage-builder, the base system's first; ``element_digests`` has every
+    ``layers`` are in the order in which they are built, the base system first; ``element_digests`` has every
     element of ours and of the user's among them and those they depend on.  ``digest`` (SHA-256) says what the
     image will hold; ``checks_digest`` what is asked of it.
     """
@@ -83,13 +108,13 @@ class Recipe:
     os_version: str
     arch: Arch
     archive: Archive
-    elements: tuple[str, ...]
+    layers: tuple[Layer, ...]
     element_digests: dict[str, str]
     element_folders: tuple[Path, ...]
-    packages: tuple[str, ...]
     settings: dict[str, str]
     checks: tuple[Check, ...]
     space_gib: int
+    epoch: int
     digest: str
     checks_digest: str
 
@@ -126,39 +151,101 @@ def make(
         )
     row = rows[release]
     archive = _archive(row, release, arch, mirror, revision)
-    digests = _element_digests(variant, element_folders)
-    chosen = _settings(variant, element_folders, digests, overrides)
-    fields: dict[str, Any] = {
-        "variant": variant.name,
-        "image_name": variant.image_name.format(
-            os=row["os"], version=row["version"], arch="" if arch is Arch.AMD64 else f"-{arch.upper()}"
-        ),
+    elements = _elements(variant, row["element"], element_folders)
+    chosen = _settings(variant, element_folders, elements.digests, overrides)
+    source = asdict(archive)
+    del source["keyring_package"]  # says where to get the keyring on this machine, not what it is
+    origin = {
         "release": release,
-        "os_name": row["os"],
-        "os_version": row["version"],
         "arch": arch,
-        "archive": archive,
-        "elements": (row["element"], *variant.elements),
-        "element_digests": digests,
-        "packages": variant.packages,
-        "settings": chosen,
-    }
-    content = {
-        **fields,
-        "archive": asdict(archive),
+        "archive": source,
         "diskimage-builder": package_version("diskimage-builder"),
-        "builders": {name: files.digest_file(Path(__file__).with_name(name)).sha256 for name in _BUILDERS},
-        "payload": {package.__name__: payload_digest(package) for package in PAYLOAD},
+        "builders": _digest_modules(_LAYER_BUILDERS),
     }
-    del content["archive"]["keyring_package"]  # says where to get the keyring on this machine, not what it is
+    layers = _layers(variant, row["element"], elements, element_folders, chosen, files.digest_text(_canonical(origin)))
+    image_name = variant.image_name.format(
+        os=row["os"], version=row["version"], arch="" if arch is Arch.AMD64 else f"-{arch.upper()}"
+    )
+    content = {
+        "image_name": image_name,
+        "variant": variant.name,
+        "layers": layers[-1].digest,
+        "builders": _digest_modules(_DISK_BUILDERS),
+    }
     return Recipe(
-        **fields,
+        variant=variant.name,
+        image_name=image_name,
+        release=release,
+        os_name=row["os"],
+        os_version=row["version"],
+        arch=arch,
+        archive=archive,
+        layers=layers,
+        element_digests=elements.digests,
         element_folders=tuple(element_folders),
+        settings=chosen,
         checks=variant.checks,
         space_gib=variant.space_gib,
-        digest=files.digest_text(json.dumps(content, sort_keys=True)),
-        checks_digest=files.digest_text(json.dumps([asdict(check) for check in variant.checks])),
+        epoch=1763596800,
+        digest=files.digest_text(_canonical(content)),
+        checks_digest=files.digest_text(_canonical([asdict(check) for check in variant.checks])),
     )
+
+
+def _canonical(data: Any) -> str:
+    return json.dumps(data, sort_keys=True)
+
+
+def _digest_modules(names: Iterable[str]) -> dict[str, str]:
+    return {name: files.digest_file(Path(__file__).with_name(name)).sha256 for name in names}
+
+
+def _layers(
+    variant: Variant,
+    release_element: str,
+    elements: "_Elements",
+    folders: Sequence[Path],
+    settings: Mapping[str, str],
+    origin: str,
+) -> tuple[Layer, ...]:
+    """The variant's layers; the first one also makes the base system."""
+    schemas = {name: _schema(name, folders) for name in elements.digests}
+    frame = elements.closure([_FRAME, _ABOVE])
+    layers: list[Layer] = []
+    below, done = origin, set[str]()
+    for position, group in enumerate(variant.layers):
+        roots = (release_element, _FRAME) if position == 0 else (_ABOVE,)
+        here = elements.closure([*roots, *group.elements]) - done
+        taken = {key for name in here for key in schemas.get(name, ())}
+        chosen = {key: value for key, value in settings.items() if key in taken or key.startswith("DIB_")}
+        content = {
+            "below": below,
+            "elements": [*roots, *group.elements],
+            "digests": {name: elements.digests[name] for name in sorted(here) if name in elements.digests},
+            "packages": group.packages,
+            "settings": chosen,
+            "payload": {package.__name__: payload_digest(package) for package in PAYLOAD}
+            if any(_mentions(find_element(name, folders), _PAYLOAD_VARIABLE) for name in here)
+            else {},
+        }
+        below = files.digest_text(_canonical(content))
+        layers.append(
+            Layer(
+                name=(group.elements or group.packages)[-1] if position else release_element,
+                elements=(*roots, *group.elements),
+                done=tuple(sorted(done)),
+                packages=group.packages,
+                settings=chosen,
+                digest=below,
+            )
+        )
+        done |= here - frame
+    return tuple(layers)
+
+
+def _mentions(folder: Path | None, word: bytes) -> bool:
+    """Whether a file of the element has the word in it."""
+    return folder is not None and any(word in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
 def payload_digest(package: Any) -> str:
@@ -191,12 +278,16 @@ def _archive(row: dict[str, Any], release: str, arch: Arch, mirror: str | None, 
             "--revision: this mirror has no snapshots",
             hint="give a --mirror with {revision} in it, or leave it out for the distribution's own snapshots",
         )
+    build_lines = [f"deb {used} {suite} {' '.join(components)}" for suite in suites]
+    if security and used_security:
+        build_lines.append(f"deb {used_security} {security['suite'].format(release=release)} {' '.join(components)}")
     return Archive(
         mirror=used,
         security_mirror=used_security,
         components=components,
         keyring=row["keyring"],
         keyring_package=row["keyring_package"],
+        build_sources="\n".join(build_lines) + "\n",
         sources="\n".join(lines) + "\n",
     )
 
@@ -206,32 +297,51 @@ def find_element(name: str, folders: Sequence[Path]) -> Path | None:
     return next((folder / name for folder in folders if (folder / name).is_dir()), None)
 
 
-def _element_digests(variant: Variant, folders: Sequence[Path]) -> dict[str, str]:
-    """Element's name -> digest, for the variant's elements and all that they depend on, but for stock ones."""
+@dataclass(frozen=True)
+class _Elements:
+    """The elements that a variant needs: the digests of ours and the user's, and what each of all depends on."""
+
+    digests: dict[str, str]
+    dependencies: dict[str, tuple[str, ...]]
+
+    def closure(self, names: Iterable[str]) -> set[str]:
+        """The elements named and all that they depend on."""
+        found: set[str] = set()
+        todo = list(names)
+        while todo:
+            name = todo.pop()
+            if name not in found:
+                found.add(name)
+                todo += self.dependencies[name]
+        return found
+
+
+def _elements(variant: Variant, release_element: str, folders: Sequence[Path]) -> _Elements:
+    """All elements of the variant and the frame, with those they depend on; stock ones have no digest."""
     import diskimage_builder.paths
 
     stock = Path(diskimage_builder.paths.get_path("elements"))
     digests: dict[str, str] = {}
-    stock_used: set[str] = set()
+    dependencies: dict[str, tuple[str, ...]] = {}
+    here = Path(__file__)
     # A name, and how to complain when there is no such element.
-    todo: list[tuple[str, Document | Path]] = [
-        (name, variant.origins["elements", name][0]) for name in variant.elements
-    ]
+    todo: list[tuple[str, Document | Path]] = [(name, here) for name in (release_element, _FRAME, _ABOVE)]
+    todo += [(name, variant.origins["elements", name][0]) for name in variant.elements]
     while todo:
         name, named_in = todo.pop()
-        if name in digests or name in stock_used:
+        if name in dependencies:
             continue
         folder = find_element(name, folders)
-        if folder is None:
-            if not (stock / name).is_dir():
-                raise _no_element(name, named_in, variant, [*folders, stock])
-            stock_used.add(name)
-            continue
-        digests[name] = files.digest_tree(folder)
-        dependencies = folder / "element-deps"
-        if dependencies.exists():
-            todo += [(word, dependencies) for word in dependencies.read_text().split()]
-    return dict(sorted(digests.items()))
+        if folder is not None:
+            digests[name] = files.digest_tree(folder)
+        elif (stock / name).is_dir():
+            folder = stock / name
+        else:
+            raise _no_element(name, named_in, variant, [*folders, stock])
+        listing = folder / "element-deps"
+        dependencies[name] = tuple(listing.read_text().split()) if listing.exists() else ()
+        todo += [(word, listing) for word in dependencies[name]]
+    return _Elements(dict(sorted(digests.items())), dependencies)
 
 
 def _no_element(name: str, named_in: Document | Path, variant: Variant, folders: Sequence[Path]) -> InputError:
@@ -239,7 +349,7 @@ def _no_element(name: str, named_in: Document | Path, variant: Variant, folders:
     message, hint = f"there is no element {name!r}", nearest(name, known)
     if isinstance(named_in, Path):
         lines = named_in.read_text().splitlines()
-        line = next(number for number, text in enumerate(lines, 1) if name in text.split())
+        line = next((number for number, text in enumerate(lines, 1) if name in text.split()), 1)
         return InputError(f"{named_in}:{line}: {message}", hint=hint)
     document, keys = variant.origins["elements", name]
     return document.error(keys, message, hint=hint)
@@ -253,10 +363,7 @@ def _settings(
 
     known: dict[str, Any] = {}
     for name in elements:
-        folder = find_element(name, folders)
-        schema = folder / "settings.yaml" if folder else None
-        if schema is not None and schema.exists():
-            known.update(documents.load(schema, {"type": "object"}).data)
+        known.update(_schema(name, folders))
 
     def complaint(key: str, value: str) -> tuple[str, str | None] | None:
         if key in known:
@@ -274,3 +381,13 @@ def _settings(
         if found := complaint(key, value):
             raise InputError(f"{flag}: {found[0]} ({key}); the variant is {variant.name}", hint=found[1])
     return {**variant.settings, **{key: value for key, (_, value) in overrides.items()}}
+
+
+def _schema(element: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """What settings the element takes: name -> JSON schema."""
+    folder = find_element(element, folders)
+    path = folder / "settings.yaml" if folder else None
+    if path is None or not path.exists():
+        return {}
+    data: dict[str, Any] = documents.load(path, {"type": "object"}).data
+    return data

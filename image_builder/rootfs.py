@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipe -> RootTree: runs diskimage-builder, unmodified, over our elements.
+"""Recipe -> RootTree: runs diskimage-builder, unmodified, over our elements, once a layer.
 
-Element ``root-tree`` has it leave the finished tree in a plain folder, so that no loop device is needed.  A tree
-is built in a workspace of its own and renamed to its digest when it is whole.
+Element ``root-tree`` has it leave the finished tree in a plain folder, so that no loop device is needed.  The work is
+done by :mod:`image_builder.inside`, in namespaces; a layer that stands in the cache is not built again.
 """
 
-import json
 import os
 import re
 import shutil
@@ -15,54 +14,47 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 from groundwork import console, files, process, products
 from groundwork.errors import InputError, SageError
 from groundwork.process import ProcessError
-from image_builder import privilege
+from image_builder import inside, layers, privilege
+from image_builder.disk import ROOT_LABEL
 from image_builder.manifest import Package
-from image_builder.recipe import PAYLOAD, Recipe
+from image_builder.recipe import PAYLOAD, Layer, Recipe
 
-_DEADLINE = 3 * 3600.0  # seconds for a whole run of diskimage-builder; CUDA's packages take the longest
-ROOT_LABEL = "sage-root"
-PROGRAMS = ("debootstrap", "mmdebstrap", "dpkg-query", "fstrim", "unshare", "sudo")
+_DEADLINE = 12 * 3600.0  # seconds for all of a recipe's layers
+_GIB = 1 << 30
+PROGRAMS = ("debootstrap", "mmdebstrap", "dpkg-query", "fstrim", "unshare")
 
 
 @dataclass(frozen=True)
 class RootTree:
-    """A finished root tree in a folder.  ``size`` in bytes, as ext4 will need them; ``built_at`` UTC, RFC 3339."""
+    """A finished root tree: its layers' trees, the lowest first, which are one when they are laid over each other."""
 
     recipe_digest: str
-    build_id: str
-    built_at: str
-    root: Path
+    layers: tuple[Path, ...]
     packages: tuple[Package, ...]
-    size: int
-    inodes: int
-    seconds: float
+    built: tuple[str, ...]
 
 
-def standing(recipe: Recipe, cache: Path) -> RootTree | None:
-    """The tree of this recipe, if it was built and is still there."""
-    try:
-        tree = products.load(RootTree, _place(recipe, cache) / "tree.json")
-    except InputError:
-        return None
-    return tree if tree.root.is_dir() else None
+def standing(recipe: Recipe, cache: Path) -> list[Path]:
+    """The trees of the recipe's layers that stand in the cache, from the lowest to the first that does not."""
+    found: list[Path] = []
+    for layer in recipe.layers:
+        tree = layers.standing(layer, cache)
+        if tree is None:
+            break
+        found.append(tree)
+    return found
 
 
-def build(recipe: Recipe, cache: Path, log: Path, stage: console.Stage, provenance: dict[str, object]) -> RootTree:
-    """Build the tree, with diskimage-builder's output in ``log``.
+def build(recipe: Recipe, cache: Path, log: Path, stage: console.Stage, *, anew: bool = False) -> RootTree:
+    """Build the layers that do not stand, with diskimage-builder's output in ``log``; all of them with ``anew``.
 
-    ``provenance`` goes into the image as ``/opt/chameleon/provenance.json``, with build id and time added.
-    Raises SageError that names the element script that failed.
+    The caller holds :func:`layers.in_use`.  Raises SageError that names the layer and element script that failed.
     """
-    begin = time.monotonic()
-    now = datetime.now(timezone.utc).replace(microsecond=0)
-    build_id = f"{now:%Y%m%dT%H%M%SZ}-{recipe.digest[:8]}"
-    built_at = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     with (
         workspace(cache) as work,
         files.lock(
@@ -71,37 +63,91 @@ def build(recipe: Recipe, cache: Path, log: Path, stage: console.Stage, provenan
             on_wait=lambda owner: stage.detail(f"waiting for another build (pid {owner})"),
         ),
     ):
-        payload = files.make_folder(work / "payload")
-        for package in PAYLOAD:
-            source = Path(str(package.__file__)).parent
-            shutil.copytree(source, payload / package.__name__, ignore=shutil.ignore_patterns("__pycache__"))
-        facts = {**provenance, "build_id": build_id, "built_at": built_at}
-        files.write_text(work / "provenance.json", json.dumps(facts, indent=2) + "\n")
-        root = work / "root"
-        _run_builder(recipe, cache, work, root, log, stage)
-        stage.detail("listing packages")
-        tree = RootTree(
-            recipe_digest=recipe.digest,
-            build_id=build_id,
-            built_at=built_at,
-            root=_place(recipe, cache) / "root",
-            packages=_packages(root),
-            size=_needed_bytes(root),
-            inodes=sum(len(folders) + len(names) for _, folders, names in os.walk(root)),
-            seconds=time.monotonic() - begin,
-        )
-        finished = files.make_folder(work / "finished")
-        root.rename(finished / "root")
-        products.save(tree, finished / "tree.json")
-        files.remove_tree(_place(recipe, cache))
-        files.make_folder(_place(recipe, cache).parent)
-        finished.rename(_place(recipe, cache))
-    return tree
+        below = [] if anew else standing(recipe, cache)
+        missing = recipe.layers[len(below) :]
+        if missing:
+            for layer in missing:
+                layers.set_aside(layer.digest, cache)  # one to be built anew, damaged, or of an older format
+            _build_layers(recipe, below, missing, cache, work, log, stage)
+        trees = tuple(layers.place(layer.digest, cache) / "tree" for layer in recipe.layers)
+        return RootTree(recipe.digest, trees, _packages(trees), tuple(layer.name for layer in missing))
 
 
-def remove(recipe: Recipe, cache: Path) -> None:
-    """Drop the tree: 1 to 10 GB that nothing needs once the disk is made."""
-    files.remove_tree(_place(recipe, cache))
+def _build_layers(
+    recipe: Recipe,
+    below: list[Path],
+    missing: tuple[Layer, ...],
+    cache: Path,
+    work: Path,
+    log: Path,
+    stage: console.Stage,
+) -> None:
+    payload = files.make_folder(work / "payload")
+    for package in PAYLOAD:
+        source = Path(str(package.__file__)).parent
+        shutil.copytree(source, payload / package.__name__, ignore=shutil.ignore_patterns("__pycache__"))
+    files.make_folder(cache / "layers")
+    job = inside.LayersJob(
+        below=tuple(below),
+        layers=tuple(_layer_job(recipe, layer, cache, work) for layer in missing),
+        work=files.make_folder(work / "inside"),
+        memory=memory_for(recipe),
+        lists=None,
+        epoch=recipe.epoch,
+        log=log,
+        failure=work / "failure.json",
+    )
+    try:
+        with _following(log, stage):
+            enter(job, work)
+    except ProcessError as error:
+        script = _last_script(log)
+        at = f" in {script}" if script else ""
+        raise SageError(
+            f"diskimage-builder failed{at}: {error}; the end of its log:\n\n{files.tail(log, 25)}\n",
+            hint=f"the whole log: {log}",
+        ) from None
+
+
+def enter(job: inside.LayersJob | inside.DiskJob, work: Path) -> None:
+    """Do a job in namespaces of its own, by the way that is open to this user.
+
+    Raises ProcessError when a program failed that the job ran, SageError for all else.
+    """
+    way = privilege.find_way()
+    if way is None:
+        raise InputError(f"this needs root: {privilege.why_not()}")
+    kind = type(job).__name__
+    path = work / "job.json"
+    products.save(job, path)
+    files.make_folder(job.log.parent)
+    with job.log.open("ab") as output:
+        files.give_to_owner_of(job.log.parent, job.log)
+        try:
+            process.run(
+                [*privilege.namespaces(way), sys.executable, "-m", inside.__name__, kind, path],
+                env={"PYTHONPATH": os.pathsep.join(filter(None, map(str, sys.path)))},
+                timeout=_DEADLINE,
+                log=output,
+            )
+        except ProcessError as error:
+            try:
+                failure = products.load(inside.Failure, job.failure)
+            except InputError:
+                raise SageError(f"{error}", hint=f"the log: {job.log}") from None
+            if failure.of_program:
+                raise ProcessError(failure.message, returncode=error.returncode) from None
+            raise SageError(failure.message, hint=failure.hint) from None
+
+
+def memory_for(recipe: Recipe) -> int:
+    """Bytes of memory that a build may use for its files: none where it might not be enough."""
+    needed = recipe.space_gib * _GIB
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, value = line.split(":")
+        if name == "MemAvailable":
+            return needed if int(value.split()[0]) * 1024 > needed + 2 * _GIB else 0
+    return 0
 
 
 @contextmanager
@@ -117,7 +163,7 @@ def workspace(cache: Path) -> Iterator[Path]:
         try:
             yield files.make_folder(work)
         finally:
-            files.remove_tree(work)
+            privilege.remove_tree(work)
             work.with_suffix(".lock").unlink(missing_ok=True)
 
 
@@ -126,7 +172,7 @@ def _sweep(top: Path) -> None:
     for held in top.glob("*.lock"):
         try:
             with files.lock(held):
-                files.remove_tree(held.with_suffix(""))
+                privilege.remove_tree(held.with_suffix(""))
                 held.unlink(missing_ok=True)
         except SageError:
             continue  # its owner lives
@@ -135,13 +181,14 @@ def _sweep(top: Path) -> None:
     files.sweep_removals(top)
 
 
-def _place(recipe: Recipe, cache: Path) -> Path:
-    return cache / "trees" / recipe.digest
-
-
-def _run_builder(recipe: Recipe, cache: Path, work: Path, root: Path, log: Path, stage: console.Stage) -> None:
+def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path) -> inside.LayerJob:
+    """What runs diskimage-builder for one layer.  The environment is all that it gets from here."""
     archive = recipe.archive
-    temporary = files.make_folder(work / "tmp")
+    # An empty element takes the place of each that a layer below has been through.
+    done = files.make_folder(work / "done" / layer.digest)
+    for name in layer.done:
+        files.make_folder(done / name)
+    programs = Path(__file__).with_name("programs")
     environment = {
         "ARCH": str(recipe.arch),
         "DEBIAN_FRONTEND": "noninteractive",
@@ -150,65 +197,39 @@ def _run_builder(recipe: Recipe, cache: Path, work: Path, root: Path, log: Path,
         "DIB_DEBIAN_SECURITY_MIRROR": archive.security_mirror or "",
         "DIB_DISTRIBUTION_MIRROR": archive.mirror,
         "DIB_IMAGE_CACHE": str(files.make_folder(cache / "dib")),
+        "DIB_IMAGE_SIZE": "1",  # of an image that is not made: else the tree is counted
         "DIB_LOCKFILES": str(files.make_folder(cache / "dib/locks")),
         "DIB_NO_TIMESTAMP": "1",
-        "DIB_NO_TMPFS": "1",  # the tree is renamed out of the workspace, and memory is for QEMU
+        "DIB_NO_TMPFS": "1",  # the tree is renamed out of its temporary folder
         "DIB_PYTHON_EXEC": sys.executable,
         "DIB_RELEASE": recipe.release,
         "DIB_UBUNTU_MIRROR_DISTS": "updates,security",
-        "ELEMENTS_PATH": ":".join(map(str, recipe.element_folders)),
+        "ELEMENTS_PATH": ":".join(map(str, [done, *recipe.element_folders])),
         "HOME": str(files.make_folder(work / "home")),
         "LANG": "C.UTF-8",
         "SAGE_APT_SOURCES": archive.sources,
+        "SAGE_BUILD_SOURCES": archive.build_sources,
+        "SAGE_DISTRO": recipe.os_name.lower(),
         "SAGE_PAYLOAD": str(work / "payload"),
-        "SAGE_PROVENANCE": str(work / "provenance.json"),
         "SAGE_ROOT_LABEL": ROOT_LABEL,
-        "SAGE_TREE": str(root),
-        "TMPDIR": str(temporary),
-        "TMP_DIR": str(temporary),
+        "SOURCE_DATE_EPOCH": str(recipe.epoch),
+        "TZ": "UTC",
         "USER": "root",
-        # our own Python's folder first: disk-image-create calls its siblings by name
-        "PATH": f"{Path(sys.executable).parent}:{process.search_path()}",
+        # our own Python's folder early: disk-image-create calls its siblings by name
+        "PATH": f"{programs}:{Path(sys.executable).parent}:{process.search_path()}",
         **{name: os.environ[name] for name in ("http_proxy", "https_proxy", "no_proxy") if name in os.environ},
-        **recipe.settings,
+        **layer.settings,
     }
-    command: list[str | Path] = [
-        builder_program(),
-        "-n",
-        "-a",
-        str(recipe.arch),
-        "-t",
-        "raw",
-        "-o",
-        str(work / "image"),
-    ]
-    if recipe.packages:
-        command += ["-p", ",".join(recipe.packages)]
-    files.make_folder(log.parent)
-    with log.open("ab") as output, _following(log, stage):
-        files.give_to_owner_of(log.parent, log)
-        try:
-            process.run(
-                privilege.namespaced([*command, *recipe.elements]),
-                env=environment,
-                inherit=False,
-                cwd=work,
-                timeout=_DEADLINE,
-                log=output,
-            )
-        except ProcessError as error:
-            script = _last_script(log)
-            at = f" in {script}" if script else ""
-            how = f"with exit status {error.returncode}" if error.returncode is not None else "to end in time"
-            raise SageError(
-                f"diskimage-builder failed{at} {how}; the end of its log:\n\n{files.tail(log, 25)}\n",
-                hint=f"the whole log: {log}",
-            ) from None
-    if not (root / "etc/os-release").exists():
-        raise SageError(
-            "diskimage-builder ended well, but left no root tree",
-            hint="does the variant have the element 'root-tree'?",
-        )
+    command = [str(builder_program()), "-n", "-a", str(recipe.arch), "-t", "raw", "-o", str(work / "image")]
+    if layer.packages:
+        command += ["-p", ",".join(layer.packages)]
+    return inside.LayerJob(
+        name=layer.name,
+        digest=layer.digest,
+        place=layers.place(layer.digest, cache),
+        command=(*command, *layer.elements),
+        environment=environment,
+    )
 
 
 def check_keyring(recipe: Recipe) -> None:
@@ -258,28 +279,17 @@ def _following(log: Path, stage: console.Stage) -> Iterator[None]:
         thread.join()
 
 
-def _packages(root: Path) -> tuple[Package, ...]:
-    """What dpkg says is installed in the tree."""
+def _packages(trees: tuple[Path, ...]) -> tuple[Package, ...]:
+    """What dpkg says is installed: its database is whole in the highest layer that has one."""
+    database = next(tree / "var/lib/dpkg" for tree in reversed(trees) if (tree / "var/lib/dpkg/status").exists())
     text = process.run(
         [
             "dpkg-query",
-            f"--admindir={root}/var/lib/dpkg",
+            f"--admindir={database}",
             "--show",
-            "--showformat=${Package}\t${Version}\t${Architecture}\n",
+            "--showformat=${db:Status-Status}\t${Package}\t${Version}\t${Architecture}\n",
         ],
         timeout=60,
     )
-    return tuple(Package(*line.split("\t")) for line in text.splitlines())
-
-
-def _needed_bytes(root: Path) -> int:
-    """Bytes that the tree's contents take in file system blocks of 4 KiB; a file with several names counts once."""
-    total = 0
-    seen: set[int] = set()
-    for folder, folders, names in os.walk(root):
-        for name in (*folders, *names):
-            status = os.lstat(os.path.join(folder, name))
-            if status.st_nlink == 1 or status.st_ino not in seen:
-                seen.add(status.st_ino)
-                total += (status.st_size + 4095) // 4096 * 4096
-    return total
+    rows = (line.split("\t") for line in text.splitlines())
+    return tuple(Package(*row[1:]) for row in rows if row[0] == "installed")

@@ -46,26 +46,50 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Group:
+    """What makes one layer of the root tree: elements, and packages besides."""
+
+    elements: tuple[str, ...]
+    packages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Variant:
     """A variant with all that it extends carried in.
 
-    ``image_name`` has the fields ``{os}``, ``{version}`` and ``{arch}``.  ``space_gib``: free disk that a build
-    needs.  ``origins`` says where an element or a setting was named: its file, line and key, for errors.
+    ``image_name`` has the fields ``{os}``, ``{version}`` and ``{arch}``.  ``layers`` are in the order in which they
+    are built, what it extends first.  ``space_gib``: free disk that a build needs.  ``origins`` says where an element
+    or a setting was named: its file, line and key, for errors.
     """
 
     name: str
     description: str
     image_name: str
     arches: tuple[Arch, ...]
-    elements: tuple[str, ...]
-    packages: tuple[str, ...]
+    layers: tuple[Group, ...]
     settings: dict[str, str]
     checks: tuple[Check, ...]
     space_gib: int
     origins: dict[tuple[str, str], tuple[Document, tuple[str | int, ...]]] = field(repr=False, compare=False)
 
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Of all layers."""
+        return tuple(name for layer in self.layers for name in layer.elements)
 
-_TEXTS = {"type": "array", "items": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9.+_:-]*$"}}
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Those named beside the elements, of all layers."""
+        return tuple(name for layer in self.layers for name in layer.packages)
+
+
+_WORD = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9.+_:-]*$"}
+_TEXTS = {"type": "array", "items": _WORD}
+_LAYERS = {
+    "type": "array",
+    "items": {"anyOf": [_WORD, {**_TEXTS, "minItems": 1}]},
+    "description": "elements' names; a list within the list is a layer of its own",
+}
 _CHECK = {
     "type": "object",
     "additionalProperties": False,
@@ -85,7 +109,7 @@ SCHEMA = {
         "extends": {"type": "string", "description": "the name of another variant"},
         "image_name": {"type": "string", "pattern": "^[^ :/]+$", "description": "a name without blanks and colons"},
         "arches": {"type": "array", "minItems": 1, "items": {"enum": [str(arch) for arch in Arch]}},
-        "elements": _TEXTS,
+        "elements": _LAYERS,
         "packages": _TEXTS,
         "settings": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
         "checks": {"type": "array", "items": _CHECK},
@@ -135,17 +159,13 @@ def _merge(name: str, chain: Sequence[Document]) -> Variant:
     """Carry the parents' data into one variant; ``chain`` begins with the variant itself."""
     origins: dict[tuple[str, str], tuple[Document, tuple[str | int, ...]]] = {}
     scalars: dict[str, Any] = {}
-    lists: dict[str, list[str]] = {"elements": [], "packages": []}
+    layers: list[Group] = []
     settings: dict[str, str] = {}
     checks: dict[str, Check] = {}
     for document in reversed(chain):
         data = document.data
         scalars.update({key: data[key] for key in ("description", "image_name", "arches", "space_gib") if key in data})
-        for key, items in lists.items():
-            for position, item in enumerate(data.get(key, [])):
-                if item not in items:
-                    items.append(item)
-                    origins[key, item] = (document, (key, position))
+        layers += _layers(document, origins)
         for key, value in data.get("settings", {}).items():
             settings[key] = ("1" if value else "0") if isinstance(value, bool) else str(value)
             origins["settings", key] = (document, ("settings", key))
@@ -162,7 +182,7 @@ def _merge(name: str, chain: Sequence[Document]) -> Variant:
     for key in ("image_name", "description"):
         if key not in scalars:
             raise itself.error([], f"the key {key!r} is missing, here and in what it extends")
-    if not lists["elements"]:
+    if not any(layer.elements for layer in layers):
         raise itself.error([], "the key 'elements' is missing, here and in what it extends")
     try:
         scalars["image_name"].format(os="", version="", arch="")
@@ -175,10 +195,42 @@ def _merge(name: str, chain: Sequence[Document]) -> Variant:
         description=scalars["description"],
         image_name=scalars["image_name"],
         arches=tuple(Arch(arch) for arch in scalars.get("arches", list(Arch))),
-        elements=tuple(lists["elements"]),
-        packages=tuple(lists["packages"]),
+        layers=tuple(layers),
         settings=settings,
         checks=tuple(checks.values()),
         space_gib=scalars.get("space_gib", _DEFAULT_SPACE_GIB),
         origins=origins,
     )
+
+
+def _layers(document: Document, origins: dict[tuple[str, str], tuple[Document, tuple[str | int, ...]]]) -> list[Group]:
+    """The layers that one file names: names that follow each other are one, a list is one.  New names alone count."""
+
+    def is_new(kind: str, word: str, keys: tuple[str | int, ...]) -> bool:
+        if (kind, word) in origins:
+            return False
+        origins[kind, word] = (document, keys)
+        return True
+
+    groups: list[list[str]] = []
+    apart = True
+    for position, item in enumerate(document.data.get("elements", [])):
+        keys: tuple[str | int, ...] = ("elements", position)
+        if isinstance(item, str):
+            if apart:
+                groups.append([])
+            groups[-1] += [item] if is_new("elements", item, keys) else []
+        else:
+            groups.append([word for place, word in enumerate(item) if is_new("elements", word, (*keys, place))])
+        apart = not isinstance(item, str)
+    packages = [
+        word
+        for place, word in enumerate(document.data.get("packages", []))
+        if is_new("packages", word, ("packages", place))
+    ]
+    found = [Group(tuple(group), ()) for group in groups if group]
+    # A file's packages go into its last layer: they are what changes most.
+    if packages:
+        last = found.pop() if found else Group((), ())
+        found.append(Group(last.elements, tuple(packages)))
+    return found

@@ -1,8 +1,6 @@
 # What debian-minimal and ubuntu-minimal install on top of mmdebstrap's tree, and lsb-release, which the debootstrap
 # element wants before the other packages.
 export DIB_MMDEBSTRAP_EXTRA_ARGS="--include=busybox,lsb-release,python3,sudo,systemd-sysv"
-DIB_MMDEBSTRAP_EXTRA_ARGS+=" --setup-hook='$TMP_HOOKS_PATH/quick-packages-files/dpkg-database memory \"\$1\"'"
-DIB_MMDEBSTRAP_EXTRA_ARGS+=" --customize-hook='$TMP_HOOKS_PATH/quick-packages-files/dpkg-database disk \"\$1\"'"
 # The archives that those two elements take upgrades from.
 sage_archives=()
 if [ "${DISTRO_NAME:-}" = debian ]; then

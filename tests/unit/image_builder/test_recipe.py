@@ -19,6 +19,8 @@ def ready(folders: Folders) -> Folders:
     folders.variant("base", BASE)
     folders.element("one", deps="two\npackage-installs\n", settings=SETTINGS)
     folders.element("two")
+    folders.element("layer", deps="package-installs\n")
+    folders.element("layer-above", deps="layer\n")
     return folders
 
 
@@ -30,8 +32,8 @@ def make(folders: Folders, release: str = "bookworm", arch: Arch = Arch.AMD64, *
 def test_a_recipe_of_ubuntu_by_default_archive(ready: Folders) -> None:
     made = make(ready, "noble")
     assert made.image_name == "Sage-Ubuntu24.04-Base"
-    assert made.elements == ("ubuntu-minimal", "one")
-    assert list(made.element_digests) == ["one", "two"]
+    assert [layer.elements for layer in made.layers] == [("ubuntu-minimal", "layer", "one")]
+    assert list(made.element_digests) == ["layer", "layer-above", "one", "two"]
     assert made.archive.mirror == "http://archive.ubuntu.com/ubuntu"
     assert made.archive.security_mirror is None
     assert "noble-security main restricted universe multiverse\n" in made.archive.sources
@@ -134,3 +136,36 @@ def test_a_flag_for_a_setting_that_no_element_takes_is_refused(ready: Folders) -
     assert make(ready, overrides={"SAGE_KEY": ("--key", "zzz")}).settings == {"SAGE_KEY": "zzz"}
     with pytest.raises(InputError, match="--cuda-version: no element of this variant takes this setting"):
         make(ready, overrides={"SAGE_CUDA_VERSION": ("--cuda-version", "12")})
+
+
+def layered(ready: Folders) -> list[str]:
+    found = variant.load("more", [ready.variants])
+    made = recipe.make(found, "bookworm", Arch.AMD64, element_folders=[ready.elements])
+    return [layer.digest for layer in made.layers]
+
+
+def test_a_change_touches_its_layer_and_those_above_alone(ready: Folders) -> None:
+    ready.element("three", settings="SAGE_THREE: {type: string}\n")
+    ready.element("four")
+    ready.variant("more", "extends: base\ndescription: more\nelements: [[three], [four]]\n")
+    before = layered(ready)
+    assert before[0] == make(ready).layers[0].digest  # shared with the variant that it extends
+    for name, kept in (("one", 0), ("three", 1), ("four", 2), ("layer-above", 1)):
+        (ready.elements / name / "install.d" / f"50-{name}").write_text(f"#!/bin/bash\necho {name}\n")
+        after = layered(ready)
+        assert [old == new for old, new in zip(before, after, strict=True)] == [True] * kept + [False] * (3 - kept)
+        before = after
+    path = ready.variants / "more.yaml"
+    path.write_text(path.read_text() + "settings: {SAGE_THREE: x}\n")
+    assert [old == new for old, new in zip(before, layered(ready), strict=True)] == [True, False, False]
+
+
+def test_a_layer_runs_no_element_of_those_below(ready: Folders) -> None:
+    ready.element("three", deps="one\n")
+    ready.variant("more", "extends: base\ndescription: more\nelements: [three]\n")
+    found = variant.load("more", [ready.variants])
+    first, second = recipe.make(found, "bookworm", Arch.AMD64, element_folders=[ready.elements]).layers
+    assert first.done == ()
+    assert second.elements == ("layer-above", "three")
+    assert {"one", "two", "debian-minimal", "debootstrap"} <= set(second.done)
+    assert not {"layer", "layer-above", "package-installs"} & set(second.done)

@@ -5,7 +5,7 @@ import pytest
 
 from groundwork.errors import InputError
 from image_builder import variant
-from image_builder.variant import Arch, Check, Probe
+from image_builder.variant import Arch, Check, Group, Probe
 from tests.unit.image_builder.conftest import BASE, Folders
 
 
@@ -23,6 +23,7 @@ def test_a_variant_carries_what_it_extends(folders: Folders) -> None:
     assert found.arches == (Arch.ARM64,)
     assert found.elements == ("one", "two")
     assert found.packages == ("curl", "jq")
+    assert found.layers == (Group(("one",), ("curl",)), Group(("two",), ("jq",)))
     assert found.settings == {"SAGE_KEY": "xyz", "SAGE_ON": "1"}
     assert found.checks == (
         Check("first", "false", None, 7.0),  # the child's takes the place of the parent's
@@ -75,3 +76,11 @@ def test_a_longer_circle_is_found(folders: Folders) -> None:
     folders.variant("b", BASE + "extends: a\n")
     with pytest.raises(InputError, match="a -> b -> a"):
         variant.load("a", [folders.variants])
+
+
+def test_a_list_within_the_elements_is_a_layer(folders: Folders) -> None:
+    text = BASE.replace("[one]", "[one, two, [three, one], [one], four, five]")
+    folders.variant("base", text)
+    layers = variant.load("base", [folders.variants]).layers
+    assert [layer.elements for layer in layers] == [("one", "two"), ("three",), ("four", "five")]
+    assert [layer.packages for layer in layers] == [(), (), ("curl",)]
