@@ -24,6 +24,8 @@ from image_builder.manifest import ImageFile
 from image_builder.variant import Arch
 
 LAYER_FORMAT = 1
+# Where in a mount's layers a file came from: of no use to other mounts.  (What hides a folder below stays.)
+_MARKS_OF_A_MOUNT = {"user.overlay.origin", "user.overlay.impure"}
 _DEADLINE = 3 * 3600.0  # seconds for one layer; CUDA's packages take the longest
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
@@ -47,7 +49,7 @@ class LayersJob:
 
     ``below``: trees of the layers that stand, the lowest first.  ``work``: a folder for things in the making.
     ``memory``: bytes of memory that may be used for them instead, or 0.  ``lists``: apt's indexes to begin with.
-    ``epoch``: seconds since 1970; nothing in a layer is younger.
+    ``epoch``: the time (seconds since 1970) of all that the build makes.
     """
 
     below: tuple[Path, ...]
@@ -128,7 +130,7 @@ def build_layers(job: LayersJob) -> None:
     copies: list[_Copy] = []
     try:
         for number, layer in enumerate(job.layers):
-            begin = time.monotonic()
+            begin = time.time()
             here = area / str(number)
             root = here / "root"
             (here / "tmp").mkdir(parents=True)
@@ -141,8 +143,8 @@ def build_layers(job: LayersJob) -> None:
             _run_builder(layer, root, here / "tmp", job.log)
             if below:
                 unmount(root)  # diskimage-builder has unmounted all within
-            size = clamp_times(upper, job.epoch)
-            record = LayerRecord(LAYER_FORMAT, layer.name, layer.digest, size, round(time.monotonic() - begin, 2))
+            size = settle_times(upper, begin, job.epoch)
+            record = LayerRecord(LAYER_FORMAT, layer.name, layer.digest, size, round(time.time() - begin, 2))
             copies.append(_Copy(upper, layer.place, record))
             below.append(upper)
     finally:
@@ -170,6 +172,7 @@ def make_disk(job: DiskJob) -> None:
     """Lay the layers over each other and make the disk of the whole."""
     from image_builder import disk
 
+    begin = time.time()
     area = _area(job.work, job.memory)
     root = area / "root"
     mount_overlay(job.layers, area / "upper", area / "overlay", root)
@@ -178,8 +181,7 @@ def make_disk(job: DiskJob) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         path.chmod(0o644)
-        for changed in (path, path.parent):
-            os.utime(changed, (job.epoch, job.epoch))
+    settle_times(area / "upper", begin, job.epoch)
     tree_size, inodes = disk.measure(root)
     raw = area / "disk.raw"
     size = disk.assemble(root, tree_size, inodes, Arch(job.arch), job.disk_id, job.epoch, raw)
@@ -248,13 +250,18 @@ def _escape(path: Path) -> str:
     return re.sub(r"([\\\\:,])", r"\\\1", str(path))
 
 
-def clamp_times(top: Path, epoch: int) -> int:
-    """Give all that is younger than ``epoch`` that time; returns the bytes that the tree takes on disk."""
+def settle_times(top: Path, begin: float, epoch: int) -> int:
+    """Give all that was changed since ``begin`` the time ``epoch``; returns the bytes that the tree takes on disk.
+
+    What packages brought keeps its own time, for that is the same in every build.
+    """
     size = 0
     for path, status in walk(top):
         size += status.st_blocks * 512
-        if status.st_mtime > epoch and not stat.S_ISCHR(status.st_mode):
+        if status.st_mtime >= begin - 1 and not stat.S_ISCHR(status.st_mode):
             os.utime(path, (epoch, epoch), follow_symlinks=False)
+        for name in _MARKS_OF_A_MOUNT.intersection(os.listxattr(path, follow_symlinks=False)):
+            os.removexattr(path, name, follow_symlinks=False)
     return size
 
 

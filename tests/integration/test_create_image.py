@@ -98,7 +98,6 @@ def test_the_second_of_two_runs_at_once_waits_and_takes_the_result(built: Built)
 def test_nothing_but_caches_is_left(built: Built) -> None:
     assert list((built.cache / "work").iterdir()) == []
     assert list((built.cache / "disks").iterdir()) == []
-    assert list((built.cache / "trees").iterdir()) == []
     assert commands.processes_that_name(built.cache) == []
     assert commands.mounts_below(built.cache) == []
 

@@ -5,23 +5,24 @@ import hashlib
 import json
 import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
 
 from chameleon_sites.sites import DiskFormat
-from groundwork import console, process
+from groundwork import process
 from groundwork.errors import InputError, SageError
 from image_builder import disk
 from image_builder.disk import Disk
-from image_builder.rootfs import RootTree
 from image_builder.variant import Arch
 
 MIB = 1 << 20
+EPOCH = 1763596800
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> RootTree:
+def tree(tmp_path: Path) -> Path:
     """A root tree with nothing in it but what the assembler asks for."""
     root = tmp_path / "root"
     for name in ("boot/grub/i386-pc", "boot/grub/x86_64-efi", "etc", "proc", "home/cc"):
@@ -34,11 +35,11 @@ def tree(tmp_path: Path) -> RootTree:
     (root / "etc/shadow").chmod(0o640)
     if os.geteuid() == 0:
         os.chown(root / "home/cc", 1000, 1000)
-    return RootTree("d" * 64, "20261120T031500Z-dddddddd", "2026-11-20T03:15:00Z", root, (), 4 * MIB, 20, 1.0)
+    return root
 
 
-def assemble(tree: RootTree, raw: Path) -> int:
-    return disk.assemble(tree, Arch.AMD64, raw, console.Stage("test"))
+def assemble(tree: Path, raw: Path) -> int:
+    return disk.assemble(tree, *disk.measure(tree), Arch.AMD64, "d" * 64, EPOCH, raw)
 
 
 def partition(raw: Path, number: int, target: Path) -> Path:
@@ -53,7 +54,7 @@ def partition(raw: Path, number: int, target: Path) -> Path:
     return target
 
 
-def test_partitions_are_as_chameleon_asks(tree: RootTree, tmp_path: Path) -> None:
+def test_partitions_are_as_chameleon_asks(tree: Path, tmp_path: Path) -> None:
     raw = tmp_path / "disk.raw"
     size = assemble(tree, raw)
     assert raw.stat().st_size == size
@@ -67,7 +68,7 @@ def test_partitions_are_as_chameleon_asks(tree: RootTree, tmp_path: Path) -> Non
     assert "No errors detected" in process.run(["sfdisk", "--verify", raw])
 
 
-def test_the_root_file_system_is_clean_and_holds_the_tree(tree: RootTree, tmp_path: Path) -> None:
+def test_the_root_file_system_is_clean_and_holds_the_tree(tree: Path, tmp_path: Path) -> None:
     raw = tmp_path / "disk.raw"
     assemble(tree, raw)
     root = partition(raw, 2, tmp_path / "root.img")
@@ -80,13 +81,13 @@ def test_the_root_file_system_is_clean_and_holds_the_tree(tree: RootTree, tmp_pa
         assert "User:  1000" in process.run(["debugfs", "-R", "stat /home/cc", root])
 
 
-def test_firmware_finds_both_boot_loaders(tree: RootTree, tmp_path: Path) -> None:
+def test_firmware_finds_both_boot_loaders(tree: Path, tmp_path: Path) -> None:
     raw = tmp_path / "disk.raw"
     assemble(tree, raw)
     esp = partition(raw, 0, tmp_path / "esp.img")
     process.run(["fsck.vfat", "-n", esp])
     process.run(["mcopy", "-i", esp, "::/EFI/BOOT/BOOTX64.EFI", tmp_path / "loader"])
-    grub = tree.root / "boot/grub"
+    grub = tree / "boot/grub"
     assert (tmp_path / "loader").read_bytes() == (grub / "x86_64-efi/core.efi").read_bytes()
     bios = partition(raw, 1, tmp_path / "bios.img").read_bytes()
     core = (grub / "i386-pc/core.img").read_bytes()
@@ -99,26 +100,36 @@ def test_firmware_finds_both_boot_loaders(tree: RootTree, tmp_path: Path) -> Non
     assert master[510:] == b"\x55\xaa"
 
 
-def test_the_same_tree_gives_the_same_bits(tree: RootTree, tmp_path: Path) -> None:
-    digests = set()
-    for name in ("first.raw", "second.raw"):
-        assemble(tree, tmp_path / name)
-        with (tmp_path / name).open("rb") as stream:
-            digest = hashlib.sha256()
-            while block := stream.read(MIB):
-                digest.update(block)
-        digests.add(digest.hexdigest())
-    assert len(digests) == 1
+def digest_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(MIB):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def test_all_formats_hold_the_same_disk(tree: RootTree, tmp_path: Path) -> None:
+def test_the_same_tree_gives_the_same_bits_also_when_it_is_a_copy_of_another_day(tree: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    time.sleep(1.1)  # so that access and change times differ
+    process.run(["cp", "--archive", tree, copy])
+    (copy / "etc/hostname").read_text()
+    assemble(tree, tmp_path / "first.raw")
+    assemble(copy, tmp_path / "second.raw")
+    assert digest_of(tmp_path / "first.raw") == digest_of(tmp_path / "second.raw")
+    root = partition(tmp_path / "second.raw", 2, tmp_path / "root.img")
+    process.run(["e2fsck", "-f", "-n", root])
+    facts = process.run(["debugfs", "-R", "stat /etc/hostname", root])
+    assert facts.count(f"{EPOCH:#x}") == 3  # changed, read and made; mtime is the file's own
+
+
+def test_all_formats_hold_the_same_disk(tree: Path, tmp_path: Path) -> None:
     place, scratch = tmp_path / "place", tmp_path / "scratch"
     place.mkdir()
     scratch.mkdir()
-    stage = console.Stage("test")
-    first = disk.make(tree, None, "Some", Arch.AMD64, [DiskFormat.QCOW2_ZSTD], place, scratch, stage)
-    every = disk.make(None, first, "Some", Arch.AMD64, list(DiskFormat), place, scratch, stage)
-    assert isinstance(every, Disk)
+    raw = tmp_path / "disk.raw"
+    size = assemble(tree, raw)
+    first = Disk(size, 0, (disk.write(raw, DiskFormat.RAW, "Some", DiskFormat.QCOW2_ZSTD, place),))
+    every = disk.more_formats(first, "Some", list(DiskFormat), place, scratch)
     assert sorted(file.name for file in every.files) == ["Some.raw", "Some.zlib.qcow2", "Some.zstd.qcow2"]
     for file in every.files:
         info = json.loads(process.run(["qemu-img", "info", "--output=json", place / file.name]))
@@ -129,8 +140,8 @@ def test_all_formats_hold_the_same_disk(tree: RootTree, tmp_path: Path) -> None:
         process.run(["qemu-img", "compare", place / "Some.raw", place / file.name])
 
 
-def test_a_tree_without_boot_loader_is_refused(tree: RootTree, tmp_path: Path) -> None:
-    (tree.root / "boot/grub/i386-pc/core.img").unlink()
+def test_a_tree_without_boot_loader_is_refused(tree: Path, tmp_path: Path) -> None:
+    (tree / "boot/grub/i386-pc/core.img").unlink()
     with pytest.raises(SageError, match=r"no boot loader \(core.img\)"):
         assemble(tree, tmp_path / "disk.raw")
 
