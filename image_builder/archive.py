@@ -350,7 +350,7 @@ def _update(sources: Sequence[Source], keyring: Path, arch: Arch, folder: Path, 
                 ) from None
             failed = True
     said = log.read_text(errors="replace")
-    if failed or re.search(r"^(E|Err|W: Failed|W: GPG)", said, re.MULTILINE):
+    if failed or re.search(r"^(E:|Err:|W: Failed|W: GPG)", said, re.MULTILINE):
         raise _explain(said, sources, keyring)
     releases = _releases(unread, sources)
     for leftover in ("partial", "auxfiles"):

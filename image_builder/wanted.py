@@ -142,12 +142,7 @@ def _environment(
         hooks = Path(temporary)
         (hooks / "environment.d").mkdir()
         for folder in known.values():
-            for path in _hooks(folder):
-                link = hooks / path.relative_to(folder)
-                link.parent.mkdir(exist_ok=True)
-                if link.is_symlink():
-                    raise InputError(f"two elements have the same script: {path} and {link.readlink()}")
-                link.symlink_to(path)
+            _link_hooks(folder, hooks)
         try:
             text = process.run(
                 ["bash", "-c", _SOURCE, "bash", _stock().parent / "lib"],
@@ -183,11 +178,22 @@ def _environment(
     return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
 
 
-def _hooks(folder: Path) -> Iterator[Path]:
-    """The files and folders in an element's folders: diskimage-builder puts those of all elements together."""
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name not in ("tests", "__pycache__"):
-            yield from sorted(path.iterdir())
+def _link_hooks(element: Path, hooks: Path) -> None:
+    """Put an element's folders together with those of the others, as diskimage-builder's ``generate_hooks`` does."""
+    for top in sorted(element.iterdir()):
+        if not top.is_dir() or top.name in ("tests", "__pycache__"):
+            continue
+        for path in sorted(top.rglob("*")):
+            link = hooks / path.relative_to(element)
+            if path.is_dir():
+                link.mkdir(parents=True, exist_ok=True)
+                continue
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if link.is_symlink():
+                if path.parent == top:
+                    raise InputError(f"two elements have the same script: {path} and {link.readlink()}")
+                link.unlink()
+            link.symlink_to(path)
 
 
 def _listed(known: Mapping[str, Path], environment: Mapping[str, str]) -> Iterator[Wanted]:
