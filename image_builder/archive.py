@@ -155,24 +155,26 @@ def open_state(
         return _fetch(sources, keyring, arch, place, found)
 
 
-def plan(state: State, names: Iterable[str]) -> tuple[Planned, ...]:
+def plan(state: State, names: Iterable[str], *, asking: Sequence[Wanted] = ()) -> tuple[Planned, ...]:
     """What apt would install for those names on an empty system, without Recommends, in order of name.
 
     The base system that diskimage-builder begins with is part of it.  The same state and names always give the
-    same plan; it is kept, so that asking again takes no time.  Raises SageError, with apt's reasons, where they
-    can't be installed together.
+    same plan; it is kept, so that asking again takes no time.  Raises SageError, with apt's reasons and those who
+    are ``asking`` for the packages, where they can't be installed together.
     """
     wanted = sorted(set(names))
-    kept = state.folder / "plans" / f"{files.digest_text(*wanted)[:32]}.json"
+    kept = state.folder / "plans" / f"{files.digest_text(*_BASE, '', *wanted)[:32]}.json"
     with suppress(InputError):
         return products.load(_Plan, kept).packages
     try:
         text = _ask(state, "apt-get", "--print-uris", "--yes", "install", *_BASE, *wanted)
     except ProcessError as error:
-        reasons = [line for line in error.output.splitlines() if line.startswith((" ", "E:"))]
+        reasons = [line for line in error.output.splitlines() if line.startswith((" ", "E:"))][-20:]
+        words = set(re.findall(r"[a-z0-9][a-z0-9.+-]+", " ".join(reasons)))
+        reasons += [f" {one.name}: {one}" for one in asking if one.name in words]
         raise SageError(
-            "the archive's packages can't be installed together:\n" + "\n".join(reasons[-20:]),
-            hint="the archive may be in the middle of an update: try again later with --refresh",
+            "the archive's packages can't be installed together:\n" + "\n".join(reasons),
+            hint="leave out one of them; or, if the archive is in the middle of an update, try again with --refresh",
         ) from None
     packages = tuple(sorted(_planned(text), key=lambda package: (package.name, package.arch)))
     with suppress(OSError):  # a cache that is another user's still answers
@@ -419,16 +421,18 @@ def _ask(state: State, *command: str, check: bool = True) -> str:
 
 def _candidates(state: State, names: Sequence[str]) -> dict[str, str]:
     """Name -> the version that apt would install, for those that it can install by this name."""
-    if not names:
+    # apt-get also takes "name:arch", "name=version" and "name/suite".
+    bare = {name: re.split("[=/]", name)[0].removesuffix(f":{state.arch}") for name in names}
+    if not bare:
         return {}
     found: dict[str, str] = {}
     name = ""
-    for line in _ask(state, "apt-cache", "policy", *names).splitlines():
+    for line in _ask(state, "apt-cache", "policy", *sorted(set(bare.values()))).splitlines():
         if not line.startswith(" "):
             name = line.removesuffix(":")
         elif line.startswith("  Candidate: ") and not line.endswith("(none)"):
             found[name] = line.removeprefix("  Candidate: ")
-    return found
+    return {name: found[word] for name, word in bare.items() if word in found}
 
 
 _PLANNED = re.compile(r"'(?P<uri>[^']+)' (?P<file>\S+)\.deb (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})")

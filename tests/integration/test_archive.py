@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from groundwork import console
+from groundwork import console, process
 from groundwork.errors import InputError, SageError
 from image_builder import archive
 from image_builder.archive import Change, Source, State
@@ -158,6 +158,7 @@ def test_package_that_is_gone_has_moved(served: Archive, tmp_path: Path) -> None
 def test_lacking_package_is_told_with_who_asks_for_it(served: Archive, tmp_path: Path) -> None:
     state = opened(served, tmp_path / "cache")
     assert archive.lacking(state, ["engine", "enginee", "mail", "the-editor"]) == ("enginee",)
+    assert archive.lacking(state, ["engine:amd64", "engine=1:20.10-1", "engine/quiet"]) == ()
     here = Path("/elements/docker/package-installs.yaml")
     archive.check([Wanted("engine", "docker", here, 1), Wanted("the-editor", "docker", here, 2)], state)
     with pytest.raises(InputError, match=r"no package 'enginee'; element 'docker' asks .*installs\.yaml:3") as caught:
@@ -169,8 +170,14 @@ def test_lacking_package_is_told_with_who_asks_for_it(served: Archive, tmp_path:
 
 
 def test_packages_that_cannot_be_installed_are_told_with_the_reason(served: Archive, tmp_path: Path) -> None:
-    with pytest.raises(SageError, match="broken : Depends: nowhere"):
-        archive.plan(opened(served, tmp_path / "cache"), ["broken"])
+    state = opened(served, tmp_path / "cache")
+    here = Path("/elements/odd/package-installs.yaml")
+    with pytest.raises(SageError, match="broken : Depends: nowhere") as caught:
+        archive.plan(
+            state, ["broken", "other"], asking=[Wanted("broken", "odd", here, 7), Wanted("other", "x", here, 8)]
+        )
+    assert f"element 'odd' asks for it ({here}:7)" in str(caught.value)
+    assert ":8" not in str(caught.value)
 
 
 def test_apt_takes_the_lists_for_its_own(served: Archive, tmp_path: Path) -> None:
@@ -301,17 +308,6 @@ def test_state_in_use_outlives_a_refresh(served: Archive, tmp_path: Path) -> Non
     assert {one.version for one in archive.plan(state, ["runtime"]) if one.name == "runtime"} == {"1.6+security1"}
 
 
-def test_what_a_killed_refresh_left_is_swept(served: Archive, tmp_path: Path) -> None:
-    state = opened(served, tmp_path / "cache")
-    left = state.folder.with_name("20261121T000000000000Z")
-    shutil.copytree(state.folder, left)
-    (left / "state.json").unlink()
-    assert opened(served, tmp_path / "cache") == state
-    opened(served, tmp_path / "cache", refresh=True)
-    assert not left.exists()
-    assert state.folder.exists()
-
-
 def test_cache_of_a_newer_version_is_fetched_again(served: Archive, tmp_path: Path) -> None:
     state = opened(served, tmp_path / "cache")
     (state.folder / "state.json").write_text(json.dumps({"something": "else"}))
@@ -330,13 +326,8 @@ def test_cache_may_be_moved(served: Archive, tmp_path: Path) -> None:
     assert served.requests == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="runs as an ordinary user already")
-def test_ordinary_user_needs_no_privilege(served: Archive, tmp_path: Path) -> None:
-    tiny_archive.readable_by_all(tmp_path)
-    tiny_archive.readable_by_all(served.key.public.parent)
-    home = tmp_path / "home"
-    home.mkdir()
-    os.chown(home, 65534, 65534)
+def another_program(served: Archive, cache: Path, *, uid: int, refresh: bool) -> "subprocess.Popen[str]":
+    """Another process that opens the state and prints the names of a plan."""
     # It changes user when all is imported: Python itself may lie in root's own folders.
     script = f"""
 import os
@@ -344,17 +335,59 @@ from pathlib import Path
 from groundwork import console
 from image_builder import archive
 from image_builder.variant import Arch
-os.setgroups([])
-os.setgid(65534)
-os.setuid(65534)
+if os.geteuid() != {uid}:
+    os.setgroups([])
+    os.setgid({uid})
+    os.setuid({uid})
 sources = archive.sources({served.url!r}, None, {SUITES[0]!r}, ["main"])
-state = archive.open_state(
-    sources, Path({str(served.key.public)!r}), Arch.AMD64, Path({str(home / "cache")!r}), stage=console.Stage("test")
-)
+stage = console.Stage("test")
+keyring, cache = Path({str(served.key.public)!r}), Path({str(cache)!r})
+state = archive.open_state(sources, keyring, Arch.AMD64, cache, refresh={refresh}, stage=stage)
 print(*(package.name for package in archive.plan(state, ["engine"])))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[2],
-        env={**os.environ, "HOME": str(home)}, capture_output=True, text=True, timeout=60,
+    return subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], env={**os.environ, "HOME": str(cache.parent)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert done.stdout.split() == sorted(BASE | {"engine", "runtime"}), done.stderr
+
+
+def test_killed_refresh_leaves_the_old_state(served: Archive, tmp_path: Path) -> None:
+    state = opened(served, tmp_path / "cache")
+    served.add("runtime", "9.0")
+    served.publish()
+    served.delay = 5.0
+    served.requests.clear()
+    refreshing = another_program(served, tmp_path / "cache", uid=os.geteuid(), refresh=True)
+    for _ in process.poll_until(20):
+        if any(line.startswith("...") for line in served.requests):
+            break
+    refreshing.kill()
+    refreshing.communicate(timeout=20)
+    served.delay = 0.0
+    assert len(list(state.folder.parent.glob("2*"))) == 2
+    assert opened(served, tmp_path / "cache") == state
+    assert "engine" in names_of(state, *NAMES)
+    fresh = opened(served, tmp_path / "cache", refresh=True)  # the lock is free again
+    assert {one.version for one in archive.plan(fresh, ["runtime"]) if one.name == "runtime"} == {"9.0"}
+    assert sorted(state.folder.parent.glob("2*")) == sorted([state.folder, fresh.folder])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="runs as an ordinary user already")
+def test_ordinary_user_needs_no_privilege(served: Archive, tmp_path: Path) -> None:
+    tiny_archive.readable_by_all(tmp_path)
+    tiny_archive.readable_by_all(served.key.public.parent)
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    out, err = another_program(served, home / "cache", uid=65534, refresh=False).communicate(timeout=60)
+    assert out.split() == sorted(BASE | {"engine", "runtime"}), err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave files that are not the user's")
+def test_what_root_fetches_into_a_users_cache_is_the_users(served: Archive, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    archive.plan(opened(served, home / "cache"), NAMES)
+    strangers = [path for path in home.rglob("*") if path.lstat().st_uid != 65534]
+    assert strangers == []

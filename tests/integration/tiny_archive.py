@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -55,6 +55,7 @@ class Archive:
     suites: dict[str, dict[str, dict[str, str]]] = field(default_factory=lambda: {suite: {} for suite in SUITES})
     url: str = ""
     requests: list[str] = field(default_factory=list)
+    delay: float = 0.0  # seconds before a list of packages is served
     published: float = field(default_factory=lambda: time.time() - 3600)
 
     def add(self, name: str, version: str, *, suite: str = SUITES[0], **fields: str) -> None:
@@ -123,6 +124,13 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     def __init__(self, archive: Archive, *words: object) -> None:
         self.archive = archive
         super().__init__(*words, directory=str(archive.top))  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        if "Packages" in self.path:
+            self.archive.requests.append(f"... {self.path}")
+            time.sleep(self.archive.delay)
+        with suppress(BrokenPipeError, ConnectionResetError):  # a client that was killed
+            super().do_GET()
 
     def log_request(self, code: object = "-", size: object = "-") -> None:
         self.archive.requests.append(f"{int(str(getattr(code, 'value', code)))} {self.path}")
