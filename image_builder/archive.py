@@ -9,6 +9,7 @@ it and then points to that.
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -155,27 +156,32 @@ def open_state(
         return _fetch(sources, keyring, arch, place, found)
 
 
-def plan(state: State, names: Iterable[str], *, asking: Sequence[Wanted] = ()) -> tuple[Planned, ...]:
-    """What apt would install for those names on an empty system, without Recommends, in order of name.
+def plan(
+    state: State, names: Iterable[str], *, below: Sequence[Planned] = (), asking: Sequence[Wanted] = ()
+) -> tuple[Planned, ...]:
+    """What apt would install for those names, without Recommends, in order of name.
 
-    The base system that diskimage-builder begins with is part of it.  The same state and names always give the
-    same plan; it is kept, so that asking again takes no time.  Raises SageError, with apt's reasons and those who
-    are ``asking`` for the packages, where they can't be installed together.
+    On an empty system, and then with the base system that diskimage-builder begins with; or on one that has the
+    packages ``below``, which are none of the result.  The same state, names and packages always give the same
+    plan; it is kept, so that asking again takes no time.  Raises SageError, with apt's reasons and those who are
+    ``asking`` for the packages, where they can't be installed together or would remove some of those below.
     """
-    wanted = sorted(set(names))
-    kept = state.folder / "plans" / f"{files.digest_text(*_BASE, '', *wanted)[:32]}.json"
+    wanted = sorted({*names, *(() if below else _BASE)})
+    kept = state.folder / "plans" / f"{files.digest_text(digest(below), *wanted)[:32]}.json"
     with suppress(InputError):
         return products.load(_Plan, kept).packages
-    try:
-        text = _ask(state, "apt-get", "--print-uris", "--yes", "install", *_BASE, *wanted)
-    except ProcessError as error:
-        reasons = [line for line in error.output.splitlines() if line.startswith((" ", "E:"))][-20:]
-        words = set(re.findall(r"[a-z0-9][a-z0-9.+-]+", " ".join(reasons)))
-        reasons += [f" {one.name}: {one}" for one in asking if one.name in words]
-        raise SageError(
-            "the archive's packages can't be installed together:\n" + "\n".join(reasons),
-            hint="leave out one of them; or, if the archive is in the middle of an update, try again with --refresh",
-        ) from None
+    if not wanted:
+        return ()
+    with tempfile.TemporaryDirectory(prefix="plan-") as folder:
+        status = Path(folder, "status")
+        status.write_text(_status(state, below))
+        try:
+            text = _ask(
+                state, "apt-get", "-o", f"Dir::State::status={status}", "--print-uris", "--yes", "--no-remove",
+                "install", *wanted,
+            )  # fmt: skip
+        except ProcessError as error:
+            raise _impossible(error, asking) from None
     packages = tuple(sorted(_planned(text), key=lambda package: (package.name, package.arch)))
     with suppress(OSError):  # a cache that is another user's still answers
         products.save(_Plan(packages), kept)
@@ -387,7 +393,7 @@ def _configure(folder: Path, arch: Arch) -> None:
         "Dir::State::extended_states": folder / "extended_states",
         "Dir::Cache": folder / "cache",
         "Dir::Cache::archives": folder / "cache/archives",
-        "Dir::Cache::srcpkgcache": "",  # would be the other cache once more
+        "Dir::Cache::pkgcache": "",  # the archive's packages are kept, and what is installed is added in memory
         "Dir::Log": folder,
         "APT::Architecture": arch,
         "APT::Architectures": arch,
@@ -417,6 +423,29 @@ def _environment(state: State) -> Mapping[str, str]:
 
 def _ask(state: State, *command: str, check: bool = True) -> str:
     return process.run(command, env=_environment(state), timeout=_QUERY_DEADLINE, check=check)
+
+
+def _status(state: State, packages: Sequence[Planned]) -> str:
+    """dpkg's database of a system that has those packages of the state."""
+    if not packages:
+        return ""
+    text = _ask(state, "apt-cache", "show", *(f"{package.name}={package.version}" for package in packages))
+    return re.sub(r"^Package: .*$", r"\g<0>\nStatus: install ok installed", text, flags=re.MULTILINE)
+
+
+def _impossible(error: ProcessError, asking: Sequence[Wanted]) -> SageError:
+    """The error for what apt can't install, by what it said."""
+    said = error.output
+    _, _, unmet = said.partition("have unmet dependencies:\n")
+    reasons = [line for line in (unmet or said).splitlines() if line.startswith("E: ") or (unmet and line[:1] == " ")]
+    if removed := re.search(r"^The following packages will be REMOVED:\n((?: .*\n)+)", said, re.MULTILINE):
+        reasons = [f" removed would be: {' '.join(removed[1].split())}"]
+    words = set(re.findall(r"[a-z0-9][a-z0-9.+-]+", " ".join(reasons)))
+    reasons += [f" {one.name}: {one}" for one in asking if one.name in words or removed]
+    return SageError(
+        "the archive's packages can't be installed together:\n" + "\n".join(reasons or [str(error)]),
+        hint="leave out one of them; or, if the archive is in the middle of an update, try again with --refresh",
+    )
 
 
 def _candidates(state: State, names: Sequence[str]) -> dict[str, str]:

@@ -69,15 +69,21 @@ def wanted(
     settings: Mapping[str, str],
     packages: Sequence[str] = (),
     origins: Mapping[str, tuple[Path, int]] = MappingProxyType({}),
+    done: Sequence[str] = (),
 ) -> tuple[Wanted, ...]:
     """All that is asked for, in order of name; what several ask for stands there for each.
 
     ``elements`` are those named to diskimage-builder, ``folders`` where they are looked for before its own;
     ``os_name`` is ``debian`` or ``ubuntu``; ``settings`` are the environment that the elements run in;
-    ``packages`` are those named beside the elements, and ``origins`` says in which file and line.
+    ``packages`` are those named beside the elements, and ``origins`` says in which file and line; ``done`` are
+    elements that a layer below has been through: they ask for nothing any more.
     Raises InputError, with the file, for an element that is not there or can't be understood.
     """
-    known = expand(elements, folders, arch)
+    with tempfile.TemporaryDirectory(prefix="done-") as empty:
+        for name in done:
+            Path(empty, name).mkdir()
+        known = expand(elements, [Path(empty), *folders], arch)
+    known = {name: folder for name, folder in known.items() if name not in done}
     environment = _environment(known, folders, {"DISTRO_NAME": os_name, **settings}, release, arch)
     found = {Wanted(name, None, *origins.get(name, (None, None))) for name in packages}
     found |= set(_listed(known, environment))

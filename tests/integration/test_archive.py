@@ -180,6 +180,28 @@ def test_packages_that_cannot_be_installed_are_told_with_the_reason(served: Arch
     assert ":8" not in str(caught.value)
 
 
+def test_layer_adds_to_what_the_layers_below_have(served: Archive, tmp_path: Path) -> None:
+    served.add("choosy", "1.0", Depends="mail-two | mail-one")
+    served.add("sendmail", "1.0", Depends="mail-one")
+    served.publish()
+    state = opened(served, tmp_path / "cache")
+    below = archive.plan(state, ["sendmail"])
+    assert {one.name for one in below} == BASE | {"sendmail", "mail-one"}
+    assert {one.name for one in archive.plan(state, ["choosy"], below=below)} == {"choosy"}  # mail-one is there
+    assert "mail-two" in names_of(state, "choosy")
+    assert archive.plan(state, ["sendmail"], below=below) == ()
+    assert archive.plan(state, [], below=below) == ()
+
+
+def test_layer_that_would_remove_packages_of_those_below_is_told(served: Archive, tmp_path: Path) -> None:
+    served.add("jealous", "1.0", Conflicts="engine")
+    served.publish()
+    state = opened(served, tmp_path / "cache")
+    below = archive.plan(state, NAMES)
+    with pytest.raises(SageError, match="removed would be: engine\n jealous: element 'odd' asks"):
+        archive.plan(state, ["jealous"], below=below, asking=[Wanted("jealous", "odd", None, None)])
+
+
 def test_apt_takes_the_lists_for_its_own(served: Archive, tmp_path: Path) -> None:
     state = opened(served, tmp_path / "cache")
     root = tmp_path / "root"
