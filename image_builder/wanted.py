@@ -32,6 +32,7 @@ from image_builder.variant import Arch
 
 # The phases whose packages diskimage-builder installs; those of any other phase it passes over.
 _PHASES = ("pre-install.d", "install.d", "post-install.d")
+_FORMS = ("json", "yaml")
 # What scripts of diskimage-builder's base systems install by themselves: element -> script, packages.
 _BY_SCRIPT = {
     "debian-minimal": ("root.d/75-debian-minimal-baseinstall", "systemd-sysv busybox sudo gnupg2 python3"),
@@ -79,14 +80,17 @@ def wanted(
     elements that a layer below has been through: they ask for nothing any more.
     Raises InputError, with the file, for an element that is not there or can't be understood.
     """
-    with tempfile.TemporaryDirectory(prefix="done-") as empty:
-        for name in done:
-            Path(empty, name).mkdir()
-        known = expand(elements, [Path(empty), *folders], arch)
-    known = {name: folder for name, folder in known.items() if name not in done}
+    if done:
+        with tempfile.TemporaryDirectory(prefix="elements-") as linked:
+            link_elements(folders, done, Path(linked))
+            return wanted(
+                elements, [Path(linked)], os_name=os_name, release=release, arch=arch, settings=settings,
+                packages=packages, origins=origins,
+            )  # fmt: skip
+    known = expand(elements, folders, arch)
     environment = _environment(known, folders, {"DISTRO_NAME": os_name, **settings}, release, arch)
     found = {Wanted(name, None, *origins.get(name, (None, None))) for name in packages}
-    found |= set(_listed(known, environment))
+    found |= set(_listed(known, folders, environment))
     for element, folder in known.items():
         found |= set(_plainly_listed(element, folder, known, environment))
         if element in _BY_SCRIPT:
@@ -118,6 +122,21 @@ def expand(elements: Sequence[str], folders: Sequence[Path], arch: Arch) -> dict
         ) from None
     except element_dependencies.InvalidElementDir as error:
         raise InputError(str(error)) from None
+
+
+def link_elements(folders: Sequence[Path], done: Sequence[str], target: Path) -> None:
+    """Fill ``target``, for diskimage-builder's ELEMENTS_PATH, with the elements of the folders, but empty ones for
+    those that are ``done``.
+
+    It must stand alone there: diskimage-builder 3.43 counts the package lists of *all* elements of a name along the
+    path (package-installs-squash), also of those that another takes the place of, and then without their pkg-map.
+    """
+    for name in done:
+        (target / name).mkdir()
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not (target / path.name).exists():
+                (target / path.name).symlink_to(path.resolve())
 
 
 def _stock() -> Path:
@@ -202,15 +221,18 @@ def _link_hooks(element: Path, hooks: Path) -> None:
             link.symlink_to(path)
 
 
-def _listed(known: Mapping[str, Path], environment: Mapping[str, str]) -> Iterator[Wanted]:
+def _listed(known: Mapping[str, Path], folders: Sequence[Path], environment: Mapping[str, str]) -> Iterator[Wanted]:
     """What the elements' package-installs.yaml and .json ask for."""
     squash, say = _squash(environment)
     data: Any = defaultdict(partial(defaultdict, list))
     files: dict[str, list[Path]] = defaultdict(list)
-    for element, folder in known.items():
-        for path in (folder / "package-installs.json", folder / "package-installs.yaml"):
+    for element in known:
+        # Those of all elements of the name: see link_elements.
+        lists = [folder / element / f"package-installs.{form}" for folder in (*folders, _stock()) for form in _FORMS]
+        for path in lists:
             if not path.exists():
                 continue
+            path = path.resolve()
             files[element].append(path)
             entries = _load(path)
             try:

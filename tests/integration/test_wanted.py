@@ -187,6 +187,36 @@ def test_every_key_of_a_package_list_means_what_it_does_to_diskimage_builder(tmp
     assert {one.element for one in found if one.name == "plain"} == {"tricky", "other"}
 
 
+def test_replaced_elements_lists_count_too_as_they_do_to_diskimage_builder(tmp_path: Path) -> None:
+    """And so the elements of a layer below must not lie on ELEMENTS_PATH behind empty ones."""
+    folder = tmp_path / "elements"
+    (folder / "cloud-init").mkdir(parents=True)
+    (folder / "cloud-init/package-installs.yaml").write_text("mine:\n")
+    (folder / "cloud-init/element-deps").write_text("package-installs\n")
+    elements = ["debian-minimal", "cloud-init"]
+    found = by_us(elements, folder, "debian", "bookworm", Arch.AMD64)
+    assert listed(found) == by_diskimage_builder(tmp_path, elements, folder, "debian", "bookworm", Arch.AMD64)
+    assert {"mine", "cloud-init"} <= listed(found)
+
+
+def test_elements_that_a_layer_below_has_been_through_ask_for_nothing(tmp_path: Path) -> None:
+    folder, linked = tmp_path / "elements", tmp_path / "linked"
+    for name, deps in (("lower", ""), ("upper", "lower\n")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "package-installs.yaml").write_text(f"of-{name}:\n")
+        (folder / name / "element-deps").write_text(f"package-installs\n{deps}")
+    linked.mkdir()
+    wanted.link_elements([folder], ["lower"], linked)
+    elements = ["debian-minimal", "upper"]
+    found = wanted.wanted(
+        elements, [folder], os_name="debian", release="bookworm", arch=Arch.AMD64, settings={}, done=["lower"]
+    )
+    assert listed(found) == by_diskimage_builder(tmp_path, elements, linked, "debian", "bookworm", Arch.AMD64)
+    assert "of-upper" in listed(found)
+    assert "of-lower" not in listed(found)
+    assert next(one.file for one in found if one.name == "of-upper") == folder / "upper/package-installs.yaml"
+
+
 def test_older_form_of_package_lists_counts(tmp_path: Path) -> None:
     script(tmp_path / "old/install.d/package-installs-old", "# comment\nfirst\n\n-second\n")
     (tmp_path / "old/pkg-map").write_text('{"default": {"first": "the-first"}}')
