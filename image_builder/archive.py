@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -175,13 +175,15 @@ def plan(
     with tempfile.TemporaryDirectory(prefix="plan-") as folder:
         status = Path(folder, "status")
         status.write_text(_status(state, below))
+
+        def install(*names: str) -> str:
+            options = ("-o", f"Dir::State::status={status}", "--print-uris", "--yes", "--no-remove")
+            return _ask(state, "apt-get", *options, "install", *names)
+
         try:
-            text = _ask(
-                state, "apt-get", "-o", f"Dir::State::status={status}", "--print-uris", "--yes", "--no-remove",
-                "install", *wanted,
-            )  # fmt: skip
+            text = install(*wanted)
         except ProcessError as error:
-            raise _impossible(error, asking) from None
+            raise _impossible(error, wanted, asking, install) from None
     packages = tuple(sorted(_planned(text), key=lambda package: (package.name, package.arch)))
     with suppress(OSError):  # a cache that is another user's still answers
         products.save(_Plan(packages), kept)
@@ -433,15 +435,23 @@ def _status(state: State, packages: Sequence[Planned]) -> str:
     return re.sub(r"^Package: .*$", r"\g<0>\nStatus: install ok installed", text, flags=re.MULTILINE)
 
 
-def _impossible(error: ProcessError, asking: Sequence[Wanted]) -> SageError:
+def _impossible(
+    error: ProcessError, names: Sequence[str], asking: Sequence[Wanted], install: Callable[[str], str]
+) -> SageError:
     """The error for what apt can't install, by what it said."""
     said = error.output
     _, _, unmet = said.partition("have unmet dependencies:\n")
     reasons = [line for line in (unmet or said).splitlines() if line.startswith("E: ") or (unmet and line[:1] == " ")]
-    if removed := re.search(r"^The following packages will be REMOVED:\n((?: .*\n)+)", said, re.MULTILINE):
-        reasons = [f" removed would be: {' '.join(removed[1].split())}"]
     words = set(re.findall(r"[a-z0-9][a-z0-9.+-]+", " ".join(reasons)))
-    reasons += [f" {one.name}: {one}" for one in asking if one.name in words or removed]
+    if removed := re.search(r"^The following packages will be REMOVED:\n((?: .*\n)+)", said, re.MULTILINE):
+        words = set()
+        for name in names:
+            try:
+                install(name)
+            except ProcessError:
+                words.add(name)
+        reasons = [f" to install {files.join_names(sorted(words) or names)}, apt would remove {removed[1].strip()}"]
+    reasons += [f" {one.name}: {one}" for one in asking if one.name in words]
     return SageError(
         "the archive's packages can't be installed together:\n" + "\n".join(reasons or [str(error)]),
         hint="leave out one of them; or, if the archive is in the middle of an update, try again with --refresh",
