@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Program -> the Debian and Ubuntu package that holds it, for the hint when it is missing.
 PACKAGES = {
+    "apt-cache": "apt",
+    "apt-get": "apt",
     "debootstrap": "debootstrap",
     "debugfs": "e2fsprogs",
     "dpkg-query": "dpkg",
