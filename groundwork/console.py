@@ -115,15 +115,18 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(title: str) -> Iterator[Stage]:
-    """Tell that a stage begins, that it goes on, and how long it took or that it failed."""
+def stage(title: str, *, brief: bool = False) -> Iterator[Stage]:
+    """Tell that a stage begins, that it goes on, and how long it took or that it failed.
+
+    With ``brief`` nothing is told of one that is done within a second.
+    """
     current = Stage(title)
     ended = threading.Event()
     if not _quiet:
         if _err.is_terminal:
             current._status = _err.status(title)
             current._status.start()
-        else:
+        elif not brief:
             say(f"> {title}")
     beat = threading.Thread(target=current._beat, args=(ended,), daemon=True)
     beat.start()
@@ -137,7 +140,8 @@ def stage(title: str) -> Iterator[Stage]:
         if current._status is not None:
             current._status.stop()
         note = f": {current.note}" if current.note else ""
-        say(f"{'+' if word == 'done in' else 'x'} {title} {word} {current.elapsed:.1f} s{note}")
+        if not brief or current.elapsed >= 1:
+            say(f"{'+' if word == 'done in' else 'x'} {title} {word} {current.elapsed:.1f} s{note}")
 
 
 def mebibytes(size: int) -> str:

@@ -19,11 +19,12 @@ from groundwork.errors import InputError, SageError, unknown
 from groundwork.program import log_to_stderr, run_program
 from groundwork.settings import Parser, Setting
 from image_builder import build as builder
-from image_builder import disk, machine, manifest, privilege, recipe, variant, verify
+from image_builder import disk, machine, manifest, planning, privilege, recipe, variant, verify
 from image_builder import publish as publishing
 from image_builder import settings as table
 from image_builder.build import Build, Places
 from image_builder.catalog import Visibility
+from image_builder.inside import ArchiveMovedError
 from image_builder.publication import Outcome, Problem, PublishOptions, PublishReport, exit_code
 from image_builder.recipe import Recipe
 from image_builder.rootfs import workspace
@@ -67,7 +68,8 @@ def _create_image(words: Sequence[str]) -> int:
         raise InputError("--publish needs at least one --site", hint="known sites: " + ", ".join(load_sites()))
     if values["publish"] and values["no_verify"]:
         raise InputError("an image that was not booted is not published", hint="leave out --no-verify or --publish")
-    recipes = _recipes(values)
+    declared = {made.variant: made for made in _recipes(values)}
+    recipes = [planning.settle(made, values["cache_dir"], refresh=values["refresh"]) for made in declared.values()]
     formats = _formats(values, sites)
     places = Places(output=values["output_dir"], cache=values["cache_dir"])
     checking = None if values["no_verify"] else verify.Options(values["accel"], float(values["boot_timeout"]))
@@ -97,8 +99,13 @@ def _create_image(words: Sequence[str]) -> int:
     try:
         for published in publications:
             _tell_publication(published)
-        for made in to_build:
-            build = builder.build(made, formats, places, checking=checking, force=values["force"])
+        for planned in to_build:
+            try:
+                build = builder.build(planned, formats, places, checking=checking, force=values["force"])
+            except ArchiveMovedError as error:
+                console.warn(f"{error}; beginning again with what it has now")
+                made = planning.settle(declared[planned.variant], places.cache, refresh=True)
+                build = builder.build(made, formats, places, checking=checking, force=values["force"])
             changed |= build.fresh
             report["images"].append(_build_data(build))
             if values["publish"]:

@@ -34,13 +34,18 @@ _DEVICES = ("full", "null", "random", "tty", "urandom", "zero")
 
 @dataclass(frozen=True)
 class LayerJob:
-    """One layer to build: diskimage-builder's command and environment.  ``place`` is where it is to stand."""
+    """One layer to build: diskimage-builder's command and environment.
+
+    ``place`` is where it is to stand.  ``packages``: ``name:arch`` -> version, as they were planned; only those
+    versions may be in it.
+    """
 
     name: str
     digest: str
     place: Path
     command: tuple[str, ...]
     environment: dict[str, str]
+    packages: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,16 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job failed; ``of_program``: a program that it ran has failed."""
+    """Why a job failed; ``of_program``: a program that it ran has failed; ``moved``: the archive has changed."""
 
     message: str
     hint: str | None = None
     of_program: bool = False
+    moved: bool = False
+
+
+class ArchiveMovedError(SageError):
+    """While the build went on, the archive has got other packages than were planned."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,7 @@ def build_layers(job: LayersJob) -> None:
             else:
                 upper = root
             _run_builder(layer, root, here / "tmp", job.log)
+            _check_packages(layer, root)
             if below:
                 unmount(root)  # diskimage-builder has unmounted all within
             size = settle_times(upper, begin, job.epoch)
@@ -166,6 +177,26 @@ def _run_builder(layer: LayerJob, root: Path, temporary: Path, log: Path) -> Non
         )
     if not (root / "etc/os-release").exists():
         raise SageError("diskimage-builder ended well, but left no root tree")
+
+
+def _check_packages(layer: LayerJob, root: Path) -> None:
+    found = installed(root / "var/lib/dpkg/status")
+    others = [f"{name} {version}" for name, version in found.items() if layer.packages.get(name, version) != version]
+    if others:
+        raise ArchiveMovedError(
+            f"the archive has other packages now than when the build began: {', '.join(others[:5])}",
+            hint="run this again with --refresh",
+        )
+
+
+def installed(status: Path) -> dict[str, str]:
+    """``name:arch`` -> version of the packages that are installed, from dpkg's database (deb-control(5))."""
+    found = {}
+    for paragraph in status.read_text().split("\n\n"):
+        facts = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and line[0] != " ")
+        if facts.get("Status", "").endswith(" installed"):
+            found[f"{facts['Package']}:{facts['Architecture']}"] = facts["Version"]
+    return found
 
 
 def make_disk(job: DiskJob) -> None:
@@ -321,6 +352,8 @@ def main() -> int:
             make_disk(job)
     except process.ProcessError as error:
         products.save(Failure(str(error), error.hint, of_program=True), job.failure)
+    except ArchiveMovedError as error:
+        products.save(Failure(str(error), error.hint, moved=True), job.failure)
     except SageError as error:
         products.save(Failure(str(error), error.hint), job.failure)
     except OSError as error:

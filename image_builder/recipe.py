@@ -69,6 +69,7 @@ class Archive:
 
     mirror: str
     security_mirror: str | None
+    is_snapshot: bool
     components: tuple[str, ...]
     keyring: str
     keyring_package: str
@@ -82,6 +83,7 @@ class Layer:
 
     ``elements`` are those named to diskimage-builder; ``done`` those of the layers below, which are not run again.
     ``settings`` are those that its elements take.  ``digest`` (SHA-256) covers this layer and all below it.
+    ``installs`` are the packages that it asks the archive for, once the recipe is settled.
     """
 
     name: str
@@ -90,6 +92,21 @@ class Layer:
     packages: tuple[str, ...]
     settings: dict[str, str]
     digest: str
+    installs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Indexes:
+    """The archive's state that a recipe was settled with.
+
+    ``lists``: the folder of its indexes; ``fetched_at``: UTC, RFC 3339; ``releases``: mirror and suite -> SHA-256 of
+    the signed index; ``packages``: ``name:arch`` -> version of all that will be installed.
+    """
+
+    lists: Path
+    fetched_at: str
+    releases: dict[str, str]
+    packages: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,8 @@ class Recipe:
 
     ``layers`` are in the order in which they are built, the base system first; ``element_digests`` has every
     element of ours and of the user's among them and those they depend on.  ``digest`` (SHA-256) says what the
-    image will hold; ``checks_digest`` what is asked of it.
+    image will hold; ``checks_digest`` what is asked of it.  :func:`image_builder.planning.settle` adds the archive's
+    part: ``indexes``, and ``epoch``, the time (seconds since 1970) of all that a build makes.
     """
 
     variant: str
@@ -114,9 +132,10 @@ class Recipe:
     settings: dict[str, str]
     checks: tuple[Check, ...]
     space_gib: int
-    epoch: int
     digest: str
     checks_digest: str
+    epoch: int = 0
+    indexes: Indexes | None = None
 
 
 def releases() -> dict[str, Any]:
@@ -186,7 +205,6 @@ def make(
         settings=chosen,
         checks=variant.checks,
         space_gib=variant.space_gib,
-        epoch=1763596800,
         digest=files.digest_text(_canonical(content)),
         checks_digest=files.digest_text(_canonical([asdict(check) for check in variant.checks])),
     )
@@ -284,6 +302,7 @@ def _archive(row: dict[str, Any], release: str, arch: Arch, mirror: str | None, 
     return Archive(
         mirror=used,
         security_mirror=used_security,
+        is_snapshot=revision is not None,
         components=components,
         keyring=row["keyring"],
         keyring_package=row["keyring_package"],

@@ -23,6 +23,7 @@ from image_builder import inside, layers, privilege
 from image_builder.disk import ROOT_LABEL
 from image_builder.manifest import Package
 from image_builder.recipe import PAYLOAD, Layer, Recipe
+from image_builder.wanted import link_elements
 
 _DEADLINE = 12 * 3600.0  # seconds for all of a recipe's layers
 _GIB = 1 << 30
@@ -92,7 +93,7 @@ def _build_layers(
         layers=tuple(_layer_job(recipe, layer, cache, work) for layer in missing),
         work=files.make_folder(work / "inside"),
         memory=memory_for(recipe),
-        lists=None,
+        lists=recipe.indexes.lists if recipe.indexes else None,
         epoch=recipe.epoch,
         log=log,
         failure=work / "failure.json",
@@ -135,6 +136,8 @@ def enter(job: inside.LayersJob | inside.DiskJob, work: Path) -> None:
                 failure = products.load(inside.Failure, job.failure)
             except InputError:
                 raise SageError(f"{error}", hint=f"the log: {job.log}") from None
+            if failure.moved:
+                raise inside.ArchiveMovedError(failure.message, hint=failure.hint) from None
             if failure.of_program:
                 raise ProcessError(failure.message, returncode=error.returncode) from None
             raise SageError(failure.message, hint=failure.hint) from None
@@ -184,10 +187,8 @@ def _sweep(top: Path) -> None:
 def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path) -> inside.LayerJob:
     """What runs diskimage-builder for one layer.  The environment is all that it gets from here."""
     archive = recipe.archive
-    # An empty element takes the place of each that a layer below has been through.
-    done = files.make_folder(work / "done" / layer.digest)
-    for name in layer.done:
-        files.make_folder(done / name)
+    elements = files.make_folder(work / "elements" / layer.digest)
+    link_elements(recipe.element_folders, layer.done, elements)
     programs = Path(__file__).with_name("programs")
     environment = {
         "ARCH": str(recipe.arch),
@@ -204,11 +205,13 @@ def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path) -> inside.
         "DIB_PYTHON_EXEC": sys.executable,
         "DIB_RELEASE": recipe.release,
         "DIB_UBUNTU_MIRROR_DISTS": "updates,security",
-        "ELEMENTS_PATH": ":".join(map(str, [done, *recipe.element_folders])),
+        "ELEMENTS_PATH": str(elements),
         "HOME": str(files.make_folder(work / "home")),
         "LANG": "C.UTF-8",
+        "SAGE_APT_LISTS": str(recipe.indexes.lists) if recipe.indexes else "",
         "SAGE_APT_SOURCES": archive.sources,
         "SAGE_BUILD_SOURCES": archive.build_sources,
+        "SAGE_BASE_PACKAGES": " ".join(layer.installs),
         "SAGE_DISTRO": recipe.os_name.lower(),
         "SAGE_PAYLOAD": str(work / "payload"),
         "SAGE_ROOT_LABEL": ROOT_LABEL,
@@ -229,6 +232,7 @@ def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path) -> inside.
         place=layers.place(layer.digest, cache),
         command=(*command, *layer.elements),
         environment=environment,
+        packages=recipe.indexes.packages if recipe.indexes else {},
     )
 
 

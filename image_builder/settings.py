@@ -30,8 +30,9 @@ def _url(text: str) -> str:
 
 
 FORCE = Setting(
-    "force", "build and publish again even if nothing has changed, to take newer packages", switch=True, only_flag=True
+    "force", "build and publish again even if nothing has changed", switch=True, only_flag=True
 )
+REFRESH = Setting("refresh", "take the archive's newest packages", switch=True)
 CONFIG = Setting("config", "a configuration file to read instead of the usual ones", only_flag=True, metavar="FILE")
 DEBUG = Setting("debug", "log what is done and show tracebacks", switch=True)
 QUIET = Setting("quiet", "no progress, only warnings, errors and the result", switch=True)
@@ -105,6 +106,7 @@ CREATE_IMAGE = (
     Setting("mirror", "the archive to build from, instead of the distribution's own", _url, metavar="URL"),
     Setting("publish", "upload to the sites named and make it the current image there", switch=True, only_flag=True),
     DRY_RUN,
+    REFRESH,
     FORCE,
     Setting("no-verify", "do not boot the image (it can't be published then)", switch=True, only_flag=True),
     OUTPUT_DIR,
