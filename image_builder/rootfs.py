@@ -21,7 +21,7 @@ from pathlib import Path
 from groundwork import console, files, process, products
 from groundwork.errors import InputError, SageError
 from groundwork.process import ProcessError
-from image_builder import privilege
+from image_builder import archive_errors, archive_keys, privilege
 from image_builder.manifest import Package
 from image_builder.recipe import PAYLOAD, Recipe
 
@@ -142,15 +142,17 @@ def _place(recipe: Recipe, cache: Path) -> Path:
 def _run_builder(recipe: Recipe, cache: Path, work: Path, root: Path, log: Path, stage: console.Stage) -> None:
     archive = recipe.archive
     temporary = files.make_folder(work / "tmp")
+    # Apt takes a package that it has kept for checked: those of an archive that a user's keyring vouches for stay apart.
+    kept = files.make_folder(cache / (f"dib-{archive.keyring_digest[:12]}" if archive.keyring_digest else "dib"))
     environment = {
         "ARCH": str(recipe.arch),
         "DEBIAN_FRONTEND": "noninteractive",
-        "DIB_APT_KEYRING": "",  # mmdebstrap finds the distribution's keyring by itself; apt-key is gone in trixie
+        "DIB_APT_KEYRING": "",  # element archive-keys sees to it; this one takes apt-key, which is gone in trixie
         "DIB_DEBIAN_COMPONENTS": ",".join(archive.components),
         "DIB_DEBIAN_SECURITY_MIRROR": archive.security_mirror or "",
         "DIB_DISTRIBUTION_MIRROR": archive.mirror,
-        "DIB_IMAGE_CACHE": str(files.make_folder(cache / "dib")),
-        "DIB_LOCKFILES": str(files.make_folder(cache / "dib/locks")),
+        "DIB_IMAGE_CACHE": str(kept),
+        "DIB_LOCKFILES": str(files.make_folder(kept / "locks")),
         "DIB_NO_TIMESTAMP": "1",
         "DIB_NO_TMPFS": "1",  # the tree is renamed out of the workspace, and memory is for QEMU
         "DIB_PYTHON_EXEC": sys.executable,
@@ -160,6 +162,7 @@ def _run_builder(recipe: Recipe, cache: Path, work: Path, root: Path, log: Path,
         "HOME": str(files.make_folder(work / "home")),
         "LANG": "C.UTF-8",
         "SAGE_APT_SOURCES": archive.sources,
+        "SAGE_ARCHIVE_KEYS": str(archive_keys.put(Path(archive.keyring), work / "archive-keys")),
         "SAGE_PAYLOAD": str(work / "payload"),
         "SAGE_PROVENANCE": str(work / "provenance.json"),
         "SAGE_ROOT_LABEL": ROOT_LABEL,
@@ -197,6 +200,8 @@ def _run_builder(recipe: Recipe, cache: Path, work: Path, root: Path, log: Path,
                 log=output,
             )
         except ProcessError as error:
+            if found := archive_errors.find(files.tail(log, 200), archive.keyring):
+                raise SageError(found.message, hint=f"{found.hint}; the whole log: {log}") from None
             script = _last_script(log)
             at = f" in {script}" if script else ""
             how = f"with exit status {error.returncode}" if error.returncode is not None else "to end in time"
@@ -208,15 +213,6 @@ def _run_builder(recipe: Recipe, cache: Path, work: Path, root: Path, log: Path,
         raise SageError(
             "diskimage-builder ended well, but left no root tree",
             hint="does the variant have the element 'root-tree'?",
-        )
-
-
-def check_keyring(recipe: Recipe) -> None:
-    """Raise InputError where there are no keys to check the archive's signature against."""
-    if not Path(recipe.archive.keyring).exists():
-        raise InputError(
-            f"the keyring of {recipe.os_name}'s archive, {recipe.archive.keyring}, is not here",
-            hint=f"apt-get install {recipe.archive.keyring_package}, or copy it from a machine that has it",
         )
 
 
