@@ -19,7 +19,7 @@ from chameleon_sites.sites import DiskFormat
 from groundwork import console, files, process, products
 from groundwork.errors import InputError
 from groundwork.process import ProcessError
-from image_builder import disk, inside, layers, machine, manifest, rootfs, verify
+from image_builder import archive_keys, disk, inside, layers, machine, manifest, rootfs, verify
 from image_builder.disk import Disk
 from image_builder.manifest import CheckReport, ImageFile, Manifest
 from image_builder.recipe import Recipe
@@ -116,7 +116,7 @@ def check_machine(recipe: Recipe, formats: Sequence[DiskFormat], places: Places,
     needed = set(disk.PROGRAMS)
     if tree:
         rootfs.builder_program()
-        rootfs.check_keyring(recipe)
+        archive_keys.check(recipe.archive.keyring, recipe.os_name, recipe.archive.keyring_package)
         needed |= set(rootfs.PROGRAMS)
     if verified:
         needed |= set(machine.programs(arch))

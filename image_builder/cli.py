@@ -158,6 +158,7 @@ def _recipes(values: dict[str, Any]) -> list[Recipe]:
             Arch(values["arch"]),
             element_folders=[*values["elements_dir"], project_folder("elements")],
             mirror=values["mirror"],
+            keyring=values["keyring"],
             revision=values["revision"],
             overrides=overrides,
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from groundwork import console, files, products
 from groundwork.errors import InputError
-from image_builder import archive, rootfs
+from image_builder import archive, archive_keys
 from image_builder.archive import Planned, Source, State
 from image_builder.recipe import Indexes, Layer, Recipe
 from image_builder.wanted import Wanted, wanted
@@ -31,7 +31,7 @@ def settle(recipe: Recipe, cache: Path, *, refresh: bool) -> Recipe:
 
     Raises InputError, with element, file and line, for a package that the archive lacks.
     """
-    rootfs.check_keyring(recipe)
+    archive_keys.check(recipe.archive.keyring, recipe.os_name, recipe.archive.keyring_package)
     with console.stage("archive", brief=True) as stage:
         keyring = Path(recipe.archive.keyring)
         state = archive.open_state(sources(recipe), keyring, recipe.arch, cache, refresh=refresh, stage=stage)

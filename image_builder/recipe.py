@@ -7,6 +7,7 @@ serves bare-metal and KVM sites, and settles at boot what differs (see ``docs/im
 The root tree is made in layers, each with a digest of its own that covers the layers below it.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ import virtual_waggle
 from groundwork import documents, files
 from groundwork.documents import Document
 from groundwork.errors import InputError, nearest, unknown
+from image_builder import archive_keys
 from image_builder.variant import Arch, Check, Variant
 
 # Python packages of this project that the image carries; element virtual-waggle installs them.
@@ -64,7 +66,8 @@ class Archive:
     """Where the packages come from while the image is built, and what its users' apt is told.
 
     ``mirror`` and ``security_mirror`` (Debian keeps security apart) are for the build, and ``build_sources`` is its
-    ``sources.list``; ``sources`` is the image's.
+    ``sources.list``; ``sources`` is the image's.  ``keyring``: the file that the archive's signature is checked
+    against, and the package that has it on this machine; ``keyring_digest`` (SHA-256) where the user chose the file.
     """
 
     mirror: str
@@ -72,7 +75,8 @@ class Archive:
     is_snapshot: bool
     components: tuple[str, ...]
     keyring: str
-    keyring_package: str
+    keyring_package: str | None
+    keyring_digest: str | None
     build_sources: str
     sources: str
 
@@ -151,14 +155,16 @@ def make(
     *,
     element_folders: Sequence[Path],
     mirror: str | None = None,
+    keyring: Path | None = None,
     revision: str | None = None,
     overrides: Mapping[str, tuple[str, str]] = MappingProxyType({}),
 ) -> Recipe:
     """Put a recipe together.  ``element_folders`` hold elements, the first that has one of a name counts.
 
     ``mirror`` replaces the archive's (the security archive, where it is one of its own, is then looked for
-    beside it, as ``<mirror>-security``).  ``revision`` is a time (YYYYMMDDTHHMMSSZ) at which a snapshot of the
-    archive is taken.  ``overrides``: elements' settings given by a flag, as setting -> (flag, value).
+    beside it, as ``<mirror>-security``).  ``keyring``: the file of OpenPGP keys that the archive's signature is
+    checked against, instead of the distribution's.  ``revision`` is a time (YYYYMMDDTHHMMSSZ) at which a snapshot
+    of the archive is taken.  ``overrides``: elements' settings given by a flag, as setting -> (flag, value).
     Raises InputError for what does not fit together.
     """
     rows = releases()
@@ -169,11 +175,12 @@ def make(
             f"variant {variant.name} has no {arch} image", hint=f"it has: {', '.join(map(str, variant.arches))}"
         )
     row = rows[release]
-    archive = _archive(row, release, arch, mirror, revision)
+    archive = _archive(row, release, arch, mirror, keyring, revision)
     elements = _elements(variant, row["element"], element_folders)
     chosen = _settings(variant, element_folders, elements.digests, overrides)
     source = asdict(archive)
-    del source["keyring_package"]  # says where to get the keyring on this machine, not what it is
+    # Where the keyring is on this machine says nothing of the image; which keys a user trusts does.
+    del source["keyring"], source["keyring_package"]
     origin = {
         "release": release,
         "arch": arch,
@@ -271,7 +278,9 @@ def payload_digest(package: Any) -> str:
     return files.digest_tree(Path(package.__file__).parent)
 
 
-def _archive(row: dict[str, Any], release: str, arch: Arch, mirror: str | None, revision: str | None) -> Archive:
+def _archive(
+    row: dict[str, Any], release: str, arch: Arch, mirror: str | None, keyring: Path | None, revision: str | None
+) -> Archive:
     if revision is not None and not _REVISION.match(revision):
         raise InputError(f"--revision: expected a UTC time as YYYYMMDDTHHMMSSZ, found {revision!r}")
     components = tuple(row["components"])
@@ -304,8 +313,9 @@ def _archive(row: dict[str, Any], release: str, arch: Arch, mirror: str | None, 
         security_mirror=used_security,
         is_snapshot=revision is not None,
         components=components,
-        keyring=row["keyring"],
-        keyring_package=row["keyring_package"],
+        keyring=str(keyring or row["keyring"]),
+        keyring_package=None if keyring else row["keyring_package"],
+        keyring_digest=hashlib.sha256(archive_keys.read(keyring)).hexdigest() if keyring else None,
         build_sources="\n".join(build_lines) + "\n",
         sources="\n".join(lines) + "\n",
     )

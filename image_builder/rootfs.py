@@ -19,7 +19,7 @@ from pathlib import Path
 from groundwork import console, files, process, products
 from groundwork.errors import InputError, SageError
 from groundwork.process import ProcessError
-from image_builder import inside, layers, privilege
+from image_builder import archive_errors, archive_keys, inside, layers, privilege
 from image_builder.disk import ROOT_LABEL
 from image_builder.manifest import Package
 from image_builder.recipe import PAYLOAD, Layer, Recipe
@@ -102,6 +102,8 @@ def _build_layers(
         with _following(log, stage):
             enter(job, work)
     except ProcessError as error:
+        if found := archive_errors.find(files.tail(log, 200), recipe.archive.keyring):
+            raise SageError(found.message, hint=f"{found.hint}; the whole log: {log}") from None
         script = _last_script(log)
         at = f" in {script}" if script else ""
         raise SageError(
@@ -187,19 +189,21 @@ def _sweep(top: Path) -> None:
 def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path) -> inside.LayerJob:
     """What runs diskimage-builder for one layer.  The environment is all that it gets from here."""
     archive = recipe.archive
+    # Apt takes a package that it has kept for checked: those of an archive that a user's keyring vouches for lie apart.
+    kept = files.make_folder(cache / (f"dib-{archive.keyring_digest[:12]}" if archive.keyring_digest else "dib"))
     elements = files.make_folder(work / "elements" / layer.digest)
     link_elements(recipe.element_folders, layer.done, elements)
     programs = Path(__file__).with_name("programs")
     environment = {
         "ARCH": str(recipe.arch),
         "DEBIAN_FRONTEND": "noninteractive",
-        "DIB_APT_KEYRING": "",  # mmdebstrap finds the distribution's keyring by itself; apt-key is gone in trixie
+        "DIB_APT_KEYRING": "",  # element archive-keys sees to it; this one takes apt-key, which is gone in trixie
         "DIB_DEBIAN_COMPONENTS": ",".join(archive.components),
         "DIB_DEBIAN_SECURITY_MIRROR": archive.security_mirror or "",
         "DIB_DISTRIBUTION_MIRROR": archive.mirror,
-        "DIB_IMAGE_CACHE": str(files.make_folder(cache / "dib")),
+        "DIB_IMAGE_CACHE": str(kept),
         "DIB_IMAGE_SIZE": "1",  # of an image that is not made: else the tree is counted
-        "DIB_LOCKFILES": str(files.make_folder(cache / "dib/locks")),
+        "DIB_LOCKFILES": str(files.make_folder(kept / "locks")),
         "DIB_NO_TIMESTAMP": "1",
         "DIB_NO_TMPFS": "1",  # the tree is renamed out of its temporary folder
         "DIB_PYTHON_EXEC": sys.executable,
@@ -210,8 +214,9 @@ def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path) -> inside.
         "LANG": "C.UTF-8",
         "SAGE_APT_LISTS": str(recipe.indexes.lists) if recipe.indexes else "",
         "SAGE_APT_SOURCES": archive.sources,
-        "SAGE_BUILD_SOURCES": archive.build_sources,
+        "SAGE_ARCHIVE_KEYS": str(archive_keys.put(Path(archive.keyring), work / "archive-keys")),
         "SAGE_BASE_PACKAGES": " ".join(layer.installs),
+        "SAGE_BUILD_SOURCES": archive.build_sources,
         "SAGE_DISTRO": recipe.os_name.lower(),
         "SAGE_PAYLOAD": str(work / "payload"),
         "SAGE_ROOT_LABEL": ROOT_LABEL,
@@ -234,15 +239,6 @@ def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path) -> inside.
         environment=environment,
         packages=recipe.indexes.packages if recipe.indexes else {},
     )
-
-
-def check_keyring(recipe: Recipe) -> None:
-    """Raise InputError where there are no keys to check the archive's signature against."""
-    if not Path(recipe.archive.keyring).exists():
-        raise InputError(
-            f"the keyring of {recipe.os_name}'s archive, {recipe.archive.keyring}, is not here",
-            hint=f"apt-get install {recipe.archive.keyring_package}, or copy it from a machine that has it",
-        )
 
 
 def builder_program() -> Path:

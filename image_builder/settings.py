@@ -29,9 +29,7 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
-FORCE = Setting(
-    "force", "build and publish again even if nothing has changed", switch=True, only_flag=True
-)
+FORCE = Setting("force", "build and publish again even if nothing has changed", switch=True, only_flag=True)
 REFRESH = Setting("refresh", "take the archive's newest packages", switch=True)
 CONFIG = Setting("config", "a configuration file to read instead of the usual ones", only_flag=True, metavar="FILE")
 DEBUG = Setting("debug", "log what is done and show tracebacks", switch=True)
@@ -87,7 +85,7 @@ UPLOAD_TIMEOUT = Setting(
 PUBLISHING = (VISIBILITY, KEEP, UPLOAD_TIMEOUT)
 
 VARIANT = Setting("variant", "the variant to build; may be repeated", also=("-v",), many=True, default=())
-RELEASE = Setting("release", "noble, jammy, bookworm or trixie", also=("-n",), default="noble")
+RELEASE = Setting("release", "noble, jammy, resolute, bookworm or trixie", also=("-n",), default="noble")
 ARCH = Setting(
     "arch",
     "amd64 or arm64",
@@ -104,6 +102,13 @@ CREATE_IMAGE = (
     Setting("cuda-version", "the CUDA version, for variants that have CUDA", also=("-c",), metavar="VERSION"),
     Setting("revision", "take the archive as it was at a UTC time, YYYYMMDDTHHMMSSZ", also=("-r",), metavar="TIME"),
     Setting("mirror", "the archive to build from, instead of the distribution's own", _url, metavar="URL"),
+    Setting(
+        "keyring",
+        "the file of OpenPGP keys that the archive's signature is checked against",
+        folder,
+        shown="the distribution's",
+        metavar="FILE",
+    ),
     Setting("publish", "upload to the sites named and make it the current image there", switch=True, only_flag=True),
     DRY_RUN,
     REFRESH,

@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from groundwork import documents
@@ -22,6 +23,13 @@ SCHEMA = {
         },
     },
 }
+
+
+@pytest.fixture(autouse=True, params=["as installed", "as in Ubuntu 22.04"])
+def _jsonschema(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """jsonschema 3.2, which Ubuntu 22.04 has, knows no draft newer than 7."""
+    if request.param == "as in Ubuntu 22.04":
+        monkeypatch.setattr(jsonschema, "Draft202012Validator", None)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_the_settings_manual_is_up_to_date() -> None:
 
 def test_releases_have_what_a_build_takes() -> None:
     rows = recipe.releases()
-    assert list(rows) == ["noble", "jammy", "bookworm", "trixie"]
+    assert list(rows) == ["noble", "jammy", "resolute", "bookworm", "trixie"]
     for name, row in rows.items():
         assert set(row["mirrors"]) == {"amd64", "arm64"}, name
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipe's digest says what goes into an image, no more and no less; what does not fit together is told."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,20 @@ def test_the_image_never_hears_of_the_build_mirror(ready: Folders) -> None:
     assert made.archive.mirror == "http://127.0.0.1:8000/debian"
     assert made.archive.security_mirror == "http://127.0.0.1:8000/debian-security"
     assert "127.0.0.1" not in made.archive.sources
+
+
+def test_a_keyring_of_the_users_counts_by_its_content(ready: Folders, tmp_path: Path) -> None:
+    stock = make(ready, "noble")
+    assert stock.archive.keyring == "/usr/share/keyrings/ubuntu-archive-keyring.gpg"
+    for name, key in (("one", b"\x98\1\4"), ("same", b"\x98\1\4"), ("other", b"\x98\1\5")):
+        (tmp_path / name).write_bytes(key)
+    one, same, other = (make(ready, "noble", keyring=tmp_path / name) for name in ("one", "same", "other"))
+    assert one.archive.keyring == str(tmp_path / "one")
+    assert one.digest == same.digest
+    assert len({stock.digest, one.digest, other.digest}) == 3
+    assert make(ready, "noble").digest == stock.digest  # where the distribution's keyring is not even there
+    with pytest.raises(InputError, match="can't read the keyring"):
+        make(ready, "noble", keyring=tmp_path / "none")
 
 
 def test_a_revision_takes_a_snapshot(ready: Folders) -> None:

@@ -1,0 +1,3 @@
+# Where mmdebstrap installs the kernel, before there is a pre-install phase.
+DIB_MMDEBSTRAP_EXTRA_ARGS="${DIB_MMDEBSTRAP_EXTRA_ARGS:-} --essential-hook='chroot \"\$1\" sh < $TMP_HOOKS_PATH/initramfs-files/put-off'"
+export DIB_MMDEBSTRAP_EXTRA_ARGS
