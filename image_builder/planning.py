@@ -92,7 +92,7 @@ def _asked(recipe: Recipe, layer: Layer, cache: Path) -> tuple[Wanted, ...]:
         os_name=recipe.os_name.lower(),
         release=recipe.release,
         arch=recipe.arch,
-        settings={"SAGE_DISTRO": recipe.os_name.lower(), **layer.settings},
+        settings={"SAGE_ARCHIVE_KEYS": "", "SAGE_DISTRO": recipe.os_name.lower(), **layer.settings},
         packages=layer.packages,
         done=layer.done,
     )
