@@ -100,6 +100,11 @@ class Stage:
             self._detail = text
             self._refresh()
 
+    @property
+    def shown(self) -> str:
+        """What the stage is about just now."""
+        return self._detail
+
     def _refresh(self) -> None:
         if self._status is not None:
             self._status.update(f"{self.title}  {self.elapsed:.0f} s  [dim]{_escape(self._detail)}[/dim]")

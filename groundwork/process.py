@@ -21,6 +21,8 @@ from groundwork.errors import InputError, SageError
 
 logger = logging.getLogger(__name__)
 
+_running: "set[subprocess.Popen[bytes]]" = set()
+
 # Program -> the Debian and Ubuntu package that holds it, for the hint when it is missing.
 PACKAGES = {
     "apt-cache": "apt",
@@ -144,12 +146,14 @@ def run(
         cwd=cwd,
     )
     name = Path(str(command[0])).name
+    _running.add(process)
     try:
         out, err = process.communicate(input, timeout)
     except subprocess.TimeoutExpired:
         raise ProcessError(f"{name} did not end within {timeout:g} s", returncode=None) from None
     finally:
         stop(process)
+        _running.discard(process)
     stdout = (out or b"").decode(errors="replace")
     stderr = (err or b"").decode(errors="replace")
     if check and process.returncode != 0:
@@ -160,6 +164,12 @@ def run(
             output=stdout + stderr,
         )
     return stdout
+
+
+def stop_all() -> None:
+    """End what other threads are running; their :func:`run` then raises ProcessError."""
+    for process in list(_running):
+        stop(process)
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

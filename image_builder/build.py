@@ -23,6 +23,7 @@ from image_builder import archive_keys, disk, inside, layers, machine, manifest,
 from image_builder.disk import Disk
 from image_builder.manifest import CheckReport, ImageFile, Manifest
 from image_builder.recipe import Recipe
+from image_builder.trees import Trees, log_of
 
 _GIB = 1 << 30
 _QCOW2_SPACE = 1 * _GIB
@@ -132,6 +133,7 @@ def build(
     recipe: Recipe,
     formats: Sequence[DiskFormat],
     places: Places,
+    trees: Trees,
     *,
     checking: verify.Options | None,
     force: bool = False,
@@ -167,7 +169,7 @@ def build(
         with rootfs.workspace(places.cache) as scratch:
             if found is not None:
                 return _complete(found, recipe, formats, checking, scratch)
-            return _make(recipe, formats, places, checking, scratch, force=force)
+            return _make(recipe, formats, places, checking, scratch, trees, force=force)
 
 
 def _sweep(recipe: Recipe, places: Places) -> None:
@@ -186,25 +188,24 @@ def _make(
     places: Places,
     checking: verify.Options | None,
     scratch: Path,
+    trees: Trees,
     *,
     force: bool,
 ) -> Build:
     """Tree, disk, check, manifest."""
     seconds: dict[str, float] = {}
-    logs = files.make_folder(places.cache / "logs" / recipe.digest[:16])
+    logs = log_of(recipe, places.cache).parent
     place = places.cache / "disks" / recipe.digest
     finished = None if force else _standing_disk(recipe, places.cache)
     commit, clean = project_state()
     if finished is None:
-        log = logs / "build.log"
-        log.unlink(missing_ok=True)
         with layers.in_use(places.cache):
             with _stage("root tree", seconds) as stage:
-                tree = rootfs.build(recipe, places.cache, log, stage, anew=force)
+                tree = trees.get(recipe, stage)
                 built = f"built {', '.join(tree.built)}" if tree.built else "all layers stand already"
                 stage.note = f"{len(tree.packages)} packages; {built}"
             with _stage("disk", seconds) as stage:
-                finished = _disk(recipe, tree, formats, place, scratch, log)
+                finished = _disk(recipe, tree, formats, place, scratch, log_of(recipe, places.cache))
                 stage.note = _sizes(finished)
     else:
         console.say("= disk: stands already")

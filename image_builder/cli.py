@@ -19,7 +19,7 @@ from groundwork.errors import InputError, SageError, unknown
 from groundwork.program import log_to_stderr, run_program
 from groundwork.settings import Parser, Setting
 from image_builder import build as builder
-from image_builder import disk, machine, manifest, planning, privilege, recipe, variant, verify
+from image_builder import disk, layers, machine, manifest, planning, privilege, recipe, variant, verify
 from image_builder import publish as publishing
 from image_builder import settings as table
 from image_builder.build import Build, Places
@@ -28,6 +28,7 @@ from image_builder.inside import ArchiveMovedError
 from image_builder.publication import Outcome, Problem, PublishOptions, PublishReport, exit_code
 from image_builder.recipe import Recipe
 from image_builder.rootfs import workspace
+from image_builder.trees import Trees
 from image_builder.variant import Arch
 
 _EPILOG = """\
@@ -99,21 +100,26 @@ def _create_image(words: Sequence[str]) -> int:
     try:
         for published in publications:
             _tell_publication(published)
-        for planned in to_build:
-            try:
-                build = builder.build(planned, formats, places, checking=checking, force=values["force"])
-            except ArchiveMovedError as error:
-                console.warn(f"{error}; beginning again with what it has now")
-                made = planning.settle(declared[planned.variant], places.cache, refresh=True)
-                build = builder.build(made, formats, places, checking=checking, force=values["force"])
-            changed |= build.fresh
-            report["images"].append(_build_data(build))
-            if values["publish"]:
-                published = publishing.publish(build.manifest, build.folder, sites, options, connections=connections)
-                changed |= any(site.outcome is not Outcome.UNCHANGED for site in published.sites)
-                publications.append(published)
-                _tell_publication(published)
-            _tell_build(build, values, sites)
+        with Trees(for_root, places.cache, anew=values["force"]) as trees:
+            for planned in to_build:
+                try:
+                    build = builder.build(planned, formats, places, trees, checking=checking, force=values["force"])
+                except ArchiveMovedError as error:
+                    console.warn(f"{error}; beginning again with what it has now")
+                    made = planning.settle(declared[planned.variant], places.cache, refresh=True)
+                    build = builder.build(made, formats, places, trees, checking=checking, force=values["force"])
+                changed |= build.fresh
+                report["images"].append(_build_data(build))
+                if values["publish"]:
+                    published = publishing.publish(
+                        build.manifest, build.folder, sites, options, connections=connections
+                    )
+                    changed |= any(site.outcome is not Outcome.UNCHANGED for site in published.sites)
+                    publications.append(published)
+                    _tell_publication(published)
+                _tell_build(build, values, sites)
+        keep = {layer.digest for planned in recipes for layer in planned.layers}
+        layers.prune(places.cache, values["cache_limit"] << 30, keep)
     finally:
         report["publications"] = [products.to_data(published) for published in publications]
         console.result_json(report)

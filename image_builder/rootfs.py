@@ -11,9 +11,10 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from groundwork import console, files, process, products
@@ -51,8 +52,18 @@ def standing(recipe: Recipe, cache: Path) -> list[Path]:
     return found
 
 
-def build(recipe: Recipe, cache: Path, log: Path, stage: console.Stage, *, anew: bool = False) -> RootTree:
-    """Build the layers that do not stand, with diskimage-builder's output in ``log``; all of them with ``anew``.
+def build(
+    recipe: Recipe,
+    cache: Path,
+    log: Path,
+    stage: console.Stage,
+    *,
+    anew: bool = False,
+    keep: Collection[str] = frozenset(),
+) -> RootTree:
+    """Build the layers that do not stand, with diskimage-builder's output in ``log``.
+
+    With ``anew`` also those that stand, but for the digests in ``keep``.
 
     The caller holds :func:`layers.in_use`.  Raises SageError that names the layer and element script that failed.
     """
@@ -64,7 +75,9 @@ def build(recipe: Recipe, cache: Path, log: Path, stage: console.Stage, *, anew:
             on_wait=lambda owner: stage.detail(f"waiting for another build (pid {owner})"),
         ),
     ):
-        below = [] if anew else standing(recipe, cache)
+        below = standing(recipe, cache)
+        if anew:
+            below = below[: len(list(takewhile(lambda layer: layer.digest in keep, recipe.layers)))]
         missing = recipe.layers[len(below) :]
         if missing:
             for layer in missing:

@@ -49,6 +49,13 @@ CACHE_DIR = Setting(
     default=_cache(),
     shown="~/.cache/sage-chameleon",
 )
+CACHE_LIMIT = Setting(
+    "cache-limit",
+    "GiB that layers may take in the cache; those not used for longest are dropped",
+    whole_number(1, 100_000),
+    default=20,
+    metavar="GIB",
+)
 OUTPUT_DIR = Setting("output-dir", "where finished images are put", folder, default=Path.cwd() / "build", shown="build")
 VARIANTS_DIR = Setting(
     "variants-dir", "a folder of variants of your own; may be repeated", folder, many=True, default=()
@@ -116,6 +123,7 @@ CREATE_IMAGE = (
     Setting("no-verify", "do not boot the image (it can't be published then)", switch=True, only_flag=True),
     OUTPUT_DIR,
     CACHE_DIR,
+    CACHE_LIMIT,
     VARIANTS_DIR,
     ELEMENTS_DIR,
     SITES_FILE,
