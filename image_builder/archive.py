@@ -567,7 +567,7 @@ def _explain(said: str, sources: Sequence[Source], keyring: Path) -> SageError:
     if _UNSIGNED.search(text):
         return SageError(
             f"the archive at {about(_UNSIGNED)} is not signed with a key of {keyring}: {_short(_UNSIGNED, lines)}",
-            hint="do not build from it unless you know whose archive it is; a mirror of your own needs its own keyring",
+            hint="do not build from it unless you know whose archive it is; a mirror of your own needs --keyring",
         )
     if _UNREACHABLE.search(text):
         return SageError(

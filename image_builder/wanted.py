@@ -244,7 +244,7 @@ def _listed(known: Mapping[str, Path], folders: Sequence[Path], environment: Map
     for phase in _PHASES:
         for name, element in data[phase]["install"]:
             path = next(path for path in files[element] if name in _load(path))
-            for real in mapped(name, known[element], environment):
+            for real in mapped(name, known[element], environment, _map_of(element, known)):
                 yield _found_in(real, element, path, spelt=name)
 
 
@@ -276,9 +276,17 @@ def _squash(environment: Mapping[str, str]) -> tuple[Any, list[str]]:
     return function, said
 
 
-def mapped(name: str, element: Path, environment: Mapping[str, str]) -> list[str]:
-    """The distribution's packages for a name of this element, by its ``pkg-map``; none where it says so."""
-    names = pkg_map(element / "pkg-map", environment["DISTRO_NAME"], environment["DIB_RELEASE"])
+def _map_of(element: str, known: Mapping[str, Path]) -> Path:
+    """The element's pkg-map, or the one that another brings for it (``pkg-maps/<element>``: see element initramfs)."""
+    own = known[element] / "pkg-map"
+    others = [path for folder in known.values() if (path := folder / "pkg-maps" / element).exists()]
+    return own if own.exists() or not others else others[0]
+
+
+def mapped(name: str, element: Path, environment: Mapping[str, str], path: Path | None = None) -> list[str]:
+    """The distribution's packages for a name of this element, by its ``pkg-map`` (or the one at ``path``); none where
+    it says so."""
+    names = pkg_map(path or element / "pkg-map", environment["DISTRO_NAME"], environment["DIB_RELEASE"])
     return str(names.get(name) or ("" if name in names else name)).split()
 
 
@@ -306,13 +314,15 @@ def _plainly_listed(
     """What ``<phase>/package-installs-<name>`` ask for, diskimage-builder's older form: one package a line."""
     for phase in _PHASES:
         for path in sorted((folder / phase).glob("package-installs-*")):
-            owner = known.get(path.name.removeprefix("package-installs-"))
+            owner = path.name.removeprefix("package-installs-")
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                 name = line.strip()
                 if not name or name.startswith("#"):
                     continue
                 name = name.removeprefix("-")
-                for real in mapped(name, owner, environment) if owner else name.split():
+                for real in (
+                    mapped(name, known[owner], environment, _map_of(owner, known)) if owner in known else name.split()
+                ):
                     yield Wanted(real, element, path, number)
 
 

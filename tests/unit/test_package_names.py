@@ -31,7 +31,7 @@ def pkg_map(folder: Path, names: list[str], distro: str, release: str, capsys: p
     """What diskimage-builder's pkg-map makes of names that an element asks for."""
     found = folder / "pkg-map"
     if folder.name == "ubuntu-minimal" and not found.exists():
-        found = ROOT / "elements/initramfs/pkg-map"  # hook extra-data.d/50-initramfs puts it there
+        found = ROOT / "elements/initramfs/pkg-maps/ubuntu-minimal"  # hook extra-data.d/50-initramfs puts it there
     if not found.exists():
         return set(names)
     words = ["pkg-map", "--pkg-map", str(found), "--distro", distro, "--release", release, "--missing-ok", *names]
@@ -62,7 +62,8 @@ def test_only_names_are_asked_for_that_the_release_has(
     asked = set(sage.packages)
     by_phase: dict[str, dict[str, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
     folders = {
-        name: Path(folder) for name, folder in element_dependencies.get_elements([row["element"], *sage.elements], path)
+        name: Path(folder)
+        for name, folder in element_dependencies.get_elements([row["element"], "layer", *sage.elements], path)
     }
     for name, folder in sorted(folders.items()):
         listed = folder / "package-installs.yaml"
