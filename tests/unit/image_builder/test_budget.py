@@ -27,7 +27,7 @@ def a_recipe(folders: Folders, text: str, release: str = "bookworm") -> Recipe:
         folders.element("one")
     folders.variant("base", BASE.replace("SAGE_KEY: abc", "DIB_KEY: abc") + text)
     found = variant.load("base", [folders.variants])
-    return recipe.make(found, release, Arch.AMD64, element_folders=[folders.elements])
+    return recipe.make(found, release, Arch.AMD64, element_folders=[folders.elements, cli.project_folder("elements")])
 
 
 def earlier(output: Path, made: Recipe, build_id: str, entries: list[Entry]) -> None:
