@@ -89,10 +89,10 @@ def _create_image(words: Sequence[str]) -> int:
     formats = _formats(values, sites)
     places = Places(output=values["output_dir"], cache=values["cache_dir"])
     checking = None if values["no_verify"] else verify.Options(values["accel"], float(values["boot_timeout"]))
-    if values["dry_run"]:
-        return _dry_run(values, recipes, formats, sites, places)
     if values["sign_key"]:
         signing.check_key(values["sign_key"])
+    if values["dry_run"]:
+        return _dry_run(values, recipes, formats, sites, places)
     circumstances = Circumstances(values["revision"], values["builder_id"] or BUILDER)
     options = _publish_options(values)
     connections = _connect(sites) if values["publish"] else {}
@@ -287,6 +287,9 @@ def _steps(made: Recipe, found: Build | None, formats: Sequence[DiskFormat], val
     if not values["no_verify"] and not (found and builder.is_complete(found, made, [], verified=True)):
         names = " and ".join(machine.firmwares(made.arch))
         steps.append(f"boot it on {names} and make {len(made.checks)} checks")
+    key = values["sign_key"]
+    if key and not (found and papers.is_signed_by(found.folder, key)):
+        steps.append(f"sign it by {signing.fingerprint(key)}")
     return steps
 
 
