@@ -13,9 +13,10 @@ from pathlib import Path
 from groundwork import files
 from groundwork.errors import InputError, SageError
 from image_builder import manifest, provenance, sbom, signing
+from image_builder.archive import Release
 from image_builder.inventory import INVENTORY
 from image_builder.manifest import CHECKSUMS, MANIFEST, Document, Manifest
-from image_builder.provenance import PROVENANCE, ArchiveIndex
+from image_builder.provenance import PROVENANCE
 from image_builder.recipe import Recipe
 from image_builder.sbom import SBOM
 from image_builder.software import Software
@@ -33,7 +34,7 @@ class Circumstances:
 
     revision: str | None = None
     builder: str = provenance.BUILDER
-    archive: tuple[ArchiveIndex, ...] = ()
+    archive: tuple[Release, ...] = ()
 
 
 def write(recipe: Recipe, made: Manifest, software: Software, place: Path, circumstances: Circumstances) -> Manifest:

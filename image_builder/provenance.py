@@ -7,7 +7,6 @@ Digests named ``sageTreeSha256`` are those of :func:`groundwork.files.digest_tre
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from groundwork import files
 from groundwork.errors import InputError
+from image_builder.archive import Release
 from image_builder.manifest import Document, ImageFile, Manifest
 from image_builder.recipe import PAYLOAD, Recipe, payload_digest
 
@@ -26,21 +26,13 @@ BUILDER = "tag:sagecontinuum.org,2026:sage-chameleon/unnamed-builder"  # nobody 
 _TREE = "sageTreeSha256"
 
 
-@dataclass(frozen=True)
-class ArchiveIndex:
-    """A signed index (InRelease) of the archive that the packages came from, and its SHA-256 in hexadecimal."""
-
-    uri: str
-    sha256: str
-
-
 def make(
     recipe: Recipe,
     made: Manifest,
     *,
     finished_at: str,
     revision: str | None = None,
-    archive: Sequence[ArchiveIndex] = (),
+    archive: Sequence[Release] = (),
     byproducts: Sequence[Document] = (),
     builder: str = BUILDER,
 ) -> dict[str, Any]:
@@ -129,7 +121,7 @@ def _subjects(image_files: Iterable[ImageFile]) -> list[dict[str, Any]]:
     ]
 
 
-def _materials(recipe: Recipe, made: Manifest, archive: Sequence[ArchiveIndex]) -> list[dict[str, Any]]:
+def _materials(recipe: Recipe, made: Manifest, archive: Sequence[Release]) -> list[dict[str, Any]]:
     """What the image was made of, each with a digest."""
     found: list[dict[str, Any]] = []
     if made.commit:
@@ -151,7 +143,7 @@ def _materials(recipe: Recipe, made: Manifest, archive: Sequence[ArchiveIndex]) 
             "digest": {_TREE: _builder_digest()},
         }
     )
-    found += [{"uri": index.uri, "digest": {"sha256": index.sha256}} for index in archive]
+    found += [{"uri": f"{row.mirror}/dists/{row.suite}/InRelease", "digest": {"sha256": row.sha256}} for row in archive]
     for source in made.sources:
         if source.tree is not None:
             uri = f"git+{source.url}@{source.digest}"

@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 from chameleon_sites.sites import DiskFormat
 from groundwork.errors import InputError
 from image_builder import cli, provenance, recipe, variant
+from image_builder.archive import Release
 from image_builder.manifest import Document, FurtherSource, ImageFile
-from image_builder.provenance import ArchiveIndex
 from image_builder.recipe import Recipe
 from image_builder.variant import Arch
 from tests.unit.image_builder.test_cli import a_manifest
@@ -110,7 +110,7 @@ def made(sage: Recipe, **changes: Any) -> dict[str, Any]:
     manifest = replace(a_manifest(), files=(FILE,), commit="c" * 40, clean=True, sources=SOURCES)
     words: dict[str, Any] = {
         "finished_at": "2026-11-20T03:20:00Z",
-        "archive": (ArchiveIndex("http://deb.debian.org/debian/dists/bookworm/InRelease", SHA256),),
+        "archive": (Release("http://deb.debian.org/debian", "bookworm", SHA256, "2026-11-20T00:00:00Z"),),
         "byproducts": (Document("sbom.cdx.json", 5, SHA256),),
         **changes,
     }
