@@ -19,7 +19,19 @@ from chameleon_sites.sites import DiskFormat
 from groundwork import console, files, process, products
 from groundwork.errors import InputError
 from groundwork.process import ProcessError
-from image_builder import archive_keys, budget, disk, inside, inventory, layers, machine, manifest, papers, rootfs, verify
+from image_builder import (
+    archive_keys,
+    budget,
+    disk,
+    inside,
+    inventory,
+    layers,
+    machine,
+    manifest,
+    papers,
+    rootfs,
+    verify,
+)
 from image_builder.disk import Disk
 from image_builder.manifest import CheckReport, ImageFile, Manifest
 from image_builder.papers import Circumstances

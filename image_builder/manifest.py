@@ -162,7 +162,7 @@ def check_sha256(path: Path, expected: str) -> None:
     """Raise InputError where a file is absent or has another digest."""
     if not path.is_file():
         raise InputError(f"{path} is not there; the build names it")
-    if files.digest_file(path).sha256 != expected:
+    if files.sha256_file(path) != expected:
         raise InputError(
             f"{path} is not the file that was built: its SHA-256 differs from the manifest's",
             hint="build or copy it again",

@@ -14,7 +14,6 @@ from typing import Any
 
 from groundwork import files
 from groundwork.errors import InputError
-from image_builder.archive import Release
 from image_builder.manifest import Document, ImageFile, Manifest
 from image_builder.recipe import PAYLOAD, Recipe, payload_digest
 
@@ -30,13 +29,13 @@ def make(
     recipe: Recipe,
     made: Manifest,
     *,
+    started_at: str,
     finished_at: str,
     revision: str | None = None,
-    archive: Sequence[Release] = (),
     byproducts: Sequence[Document] = (),
     builder: str = BUILDER,
 ) -> dict[str, Any]:
-    """The statement about a build.  ``finished_at``: UTC, RFC 3339; ``builder``: the URI of who vouches for it."""
+    """The statement about a build.  Times are UTC, RFC 3339; ``builder`` is the URI of who vouches for it."""
     return {
         "_type": STATEMENT_TYPE,
         "subject": _subjects(made.files),
@@ -66,7 +65,7 @@ def make(
                     ],
                     "components": list(recipe.archive.components),
                 },
-                "resolvedDependencies": _materials(recipe, made, archive),
+                "resolvedDependencies": _materials(recipe, made),
             },
             "runDetails": {
                 "builder": {
@@ -76,7 +75,7 @@ def make(
                         "diskimage-builder": package_version("diskimage-builder"),
                     },
                 },
-                "metadata": {"invocationId": made.build_id, "startedOn": made.built_at, "finishedOn": finished_at},
+                "metadata": {"invocationId": made.build_id, "startedOn": started_at, "finishedOn": finished_at},
                 "byproducts": [{"name": item.name, "digest": {"sha256": item.sha256}} for item in byproducts],
             },
         },
@@ -121,7 +120,7 @@ def _subjects(image_files: Iterable[ImageFile]) -> list[dict[str, Any]]:
     ]
 
 
-def _materials(recipe: Recipe, made: Manifest, archive: Sequence[Release]) -> list[dict[str, Any]]:
+def _materials(recipe: Recipe, made: Manifest) -> list[dict[str, Any]]:
     """What the image was made of, each with a digest."""
     found: list[dict[str, Any]] = []
     if made.commit:
@@ -143,14 +142,16 @@ def _materials(recipe: Recipe, made: Manifest, archive: Sequence[Release]) -> li
             "digest": {_TREE: _builder_digest()},
         }
     )
-    found += [{"uri": f"{row.mirror}/dists/{row.suite}/InRelease", "digest": {"sha256": row.sha256}} for row in archive]
+    for place, digest in (recipe.indexes.releases if recipe.indexes else {}).items():
+        mirror, suite = place.split(" ")
+        found.append({"uri": f"{mirror}/dists/{suite}/InRelease", "digest": {"sha256": digest}})
     for source in made.sources:
         if source.tree is not None:
             uri = f"git+{source.url}@{source.digest}"
-            digest = {"gitCommit": source.digest, "gitTree": source.tree}
+            digests = {"gitCommit": source.digest, "gitTree": source.tree}
         else:
-            uri, digest = source.url, {"sha256": source.digest}
-        found.append({"name": f"source/{source.name}", "uri": uri, "digest": digest})
+            uri, digests = source.url, {"sha256": source.digest}
+        found.append({"name": f"source/{source.name}", "uri": uri, "digest": digests})
     return found
 
 

@@ -12,9 +12,8 @@ from jsonschema import Draft202012Validator
 from chameleon_sites.sites import DiskFormat
 from groundwork.errors import InputError
 from image_builder import cli, provenance, recipe, variant
-from image_builder.archive import Release
 from image_builder.manifest import Document, FurtherSource, ImageFile
-from image_builder.recipe import Recipe
+from image_builder.recipe import Indexes, Recipe
 from image_builder.variant import Arch
 from tests.unit.image_builder.test_cli import a_manifest
 
@@ -94,6 +93,7 @@ STATEMENT = {
 
 SHA256 = "e" * 64
 FILE = ImageFile(DiskFormat.QCOW2_ZSTD, "Sage-Debian12.zstd.qcow2", 4, "m", "1" * 64, "2" * 128)
+INDEXES = Indexes(Path("lists"), "2026-11-20T03:00:00Z", {"http://deb.debian.org/debian bookworm": SHA256}, {})
 SOURCES = (
     FurtherSource("plugin", "https://example.org/plugin.git", "d" * 40, "f" * 40, "/opt/edge-plugins/plugin"),
     FurtherSource("model", "https://example.org/model-2.tar.gz", SHA256, None, "/opt/model"),
@@ -110,14 +110,14 @@ def made(sage: Recipe, **changes: Any) -> dict[str, Any]:
     manifest = replace(a_manifest(), files=(FILE,), commit="c" * 40, clean=True, sources=SOURCES)
     words: dict[str, Any] = {
         "finished_at": "2026-11-20T03:20:00Z",
-        "archive": (Release("http://deb.debian.org/debian", "bookworm", SHA256, "2026-11-20T00:00:00Z"),),
+        "started_at": "2026-11-20T03:10:00Z",
         "byproducts": (Document("sbom.cdx.json", 5, SHA256),),
         **changes,
     }
-    return provenance.make(sage, manifest, **words)
+    return provenance.make(replace(sage, indexes=INDEXES), manifest, **words)
 
 
-@pytest.mark.parametrize("changes", [{}, {"archive": (), "byproducts": ()}, {"builder": "https://ci/1"}])
+@pytest.mark.parametrize("changes", [{}, {"byproducts": ()}, {"builder": "https://ci/1"}])
 def test_it_has_the_shape_of_the_standards(sage: Recipe, changes: dict[str, Any]) -> None:
     statement = json.loads(provenance.text(made(sage, **changes)))
     Draft202012Validator.check_schema(STATEMENT)
@@ -160,7 +160,7 @@ def test_what_the_user_asked_for_is_told_apart_from_what_came_of_it(sage: Recipe
     assert "docker" in {name for row in layers for name in row["elements"]}
     assert predicate["runDetails"]["metadata"] == {
         "invocationId": "20261120T031500Z-dddddddd",
-        "startedOn": "2026-11-20T03:15:00Z",
+        "startedOn": "2026-11-20T03:10:00Z",
         "finishedOn": "2026-11-20T03:20:00Z",
     }
 
