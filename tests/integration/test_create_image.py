@@ -113,6 +113,18 @@ def test_it_is_signed_and_signing_changes_nothing_else(built: Built, tmp_path: P
     assert "Nothing has changed" in again.err
 
 
+def test_an_image_over_its_budget_is_not_finished(built: Built, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text("extends: sage\ndescription: too little room\nsize_budget_mib: 100\n")
+    words = ("--variant", "small", "--release", "bookworm", "--no-verify", "--variants-dir", tmp_path)
+    done = commands.run("create-image", *words, *built.places())
+    assert done.code == 1
+    assert "more than its budget of 100 MiB" in done.err
+    assert f"than build {built.folder.name}" in done.err
+    assert re.search(r"MiB  linux-image-\S+-amd64$", done.err, re.MULTILINE)
+    assert "size_budget_mib of variant small" in done.err
+    assert [path.name for path in (built.output / "Sage-Debian12").iterdir()] == [built.folder.name]
+
+
 def test_it_kept_all_promises_on_both_firmwares(built: Built) -> None:
     made, _ = manifest.read(built.folder)
     assert made.checks is not None
