@@ -43,6 +43,15 @@ def digest_file(path: Path) -> Digests:
     return Digests(size, md5, sha256, sha512)
 
 
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, in a third of the time that all digests take."""
+    total = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            total.update(block)
+    return total.hexdigest()
+
+
 def digest_tree(top: Path) -> str:
     """SHA-256 over the names, kinds, execute bits and contents of all below ``top``, in order of name.
 

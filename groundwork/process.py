@@ -42,6 +42,7 @@ PACKAGES = {
     "qemu-system-aarch64": "qemu-system-arm",
     "qemu-system-x86_64": "qemu-system-x86",
     "sfdisk": "fdisk",
+    "ssh-keygen": "openssh-client",
     "sudo": "sudo",
     "unshare": "util-linux",
 }

@@ -23,9 +23,14 @@ def to_data(product: Any) -> Any:
     return _converter.unstructure(product)
 
 
+def to_text(product: Any) -> str:
+    """The product as JSON."""
+    return json.dumps(to_data(product), indent=2) + "\n"
+
+
 def save(product: Any, path: Path) -> None:
     """Write the product as JSON, whole or not at all."""
-    files.write_text(path, json.dumps(to_data(product), indent=2) + "\n")
+    files.write_text(path, to_text(product))
 
 
 def load(kind: type[Product], path: Path) -> Product:

@@ -19,10 +19,24 @@ from chameleon_sites.sites import DiskFormat
 from groundwork import console, files, process, products
 from groundwork.errors import InputError
 from groundwork.process import ProcessError
-from image_builder import archive_keys, disk, inside, layers, machine, manifest, rootfs, verify
+from image_builder import (
+    archive_keys,
+    budget,
+    disk,
+    inside,
+    inventory,
+    layers,
+    machine,
+    manifest,
+    papers,
+    rootfs,
+    verify,
+)
 from image_builder.disk import Disk
 from image_builder.manifest import CheckReport, ImageFile, Manifest
+from image_builder.papers import Circumstances
 from image_builder.recipe import Recipe
+from image_builder.software import Software
 from image_builder.trees import Trees, log_of
 
 _GIB = 1 << 30
@@ -30,6 +44,7 @@ _QCOW2_SPACE = 1 * _GIB
 _RAW_SPACE = 4 * _GIB
 _SCRATCH = ".scratch"
 _LOCK_DEADLINE = 6 * 3600.0
+_PLAIN = Circumstances()
 
 
 @dataclass(frozen=True)
@@ -137,8 +152,10 @@ def build(
     *,
     checking: verify.Options | None,
     force: bool = False,
+    sign_key: Path | None = None,
+    circumstances: Circumstances = _PLAIN,
 ) -> Build:
-    """Make the build, or what it lacks.  Without ``checking`` the image is not booted.
+    """Make the build, or what it lacks.  Without ``checking`` the image is not booted, without ``sign_key`` not signed.
 
     ``force`` builds the tree again.  A second build of one recipe at the same time waits for the first and takes
     its result.
@@ -151,7 +168,11 @@ def build(
         return found if found is not None and (not force or found.manifest.built_at >= begin) else None
 
     def is_done(found: Build | None) -> TypeGuard[Build]:
-        return found is not None and is_complete(found, recipe, formats, verified=checking is not None)
+        return (
+            found is not None
+            and is_complete(found, recipe, formats, verified=checking is not None)
+            and (sign_key is None or papers.is_signed_by(found.folder, sign_key))
+        )
 
     if is_done(found := usable()):
         return found
@@ -168,8 +189,8 @@ def build(
         check_machine(recipe, formats, places, verified=checking is not None, tree=not disk_stands)
         with rootfs.workspace(places.cache) as scratch:
             if found is not None:
-                return _complete(found, recipe, formats, checking, scratch)
-            return _make(recipe, formats, places, checking, scratch, trees, force=force)
+                return _complete(found, recipe, formats, checking, scratch, sign_key)
+            return _make(recipe, formats, places, checking, scratch, trees, sign_key, circumstances, force=force)
 
 
 def _sweep(recipe: Recipe, places: Places) -> None:
@@ -189,6 +210,8 @@ def _make(
     checking: verify.Options | None,
     scratch: Path,
     trees: Trees,
+    sign_key: Path | None,
+    circumstances: Circumstances,
     *,
     force: bool,
 ) -> Build:
@@ -205,7 +228,8 @@ def _make(
                 built = f"built {', '.join(tree.built)}" if tree.built else "all layers stand already"
                 stage.note = f"{len(tree.packages)} packages; {built}"
             with _stage("disk", seconds) as stage:
-                finished = _disk(recipe, tree, formats, place, scratch, log_of(recipe, places.cache))
+                log = log_of(recipe, places.cache)
+                finished = _disk(recipe, tree, formats, place, scratch, log, places.output)
                 stage.note = _sizes(finished)
     else:
         console.say("= disk: stands already")
@@ -224,13 +248,14 @@ def _make(
         built_at=facts.built_at,
         commit=commit,
         clean=clean,
-        packages=facts.packages,
+        packages=facts.software.packages,
         disk_size=finished.disk_size,
         files=finished.files,
         checks=report,
         stage_seconds=seconds,
     )
-    folder = _put_out(made, place, logs, places.output)
+    made = papers.write(recipe, made, facts.software, place, circumstances)
+    folder = _put_out(made, place, logs, places.output, sign_key)
     return Build(made, folder, fresh=True)
 
 
@@ -240,8 +265,9 @@ def _complete(
     formats: Sequence[DiskFormat],
     checking: verify.Options | None,
     scratch: Path,
+    sign_key: Path | None,
 ) -> Build:
-    """Add to a finished build the formats and the check that it lacks."""
+    """Add to a finished build the formats, the check and the signatures that it lacks."""
     old = standing.manifest
     seconds = dict(old.stage_seconds)
     have = Disk(old.disk_size, 0, old.files)
@@ -259,7 +285,16 @@ def _complete(
         report = _verify(recipe, image, standing.folder, scratch, checking, seconds)
         checks_digest = recipe.checks_digest
     made = replace(old, files=have.files, checks=report, checks_digest=checks_digest, stage_seconds=seconds)
-    manifest.write(made, standing.folder)
+    if made != old:
+        if papers.unsign(standing.folder) and sign_key is None:
+            console.warn(
+                f"{standing.folder}: its signatures were for what it was before, and are removed",
+                hint="sign it again: sage-image sign BUILD --sign-key FILE",
+            )
+        made = papers.add_files(made, standing.folder)
+        manifest.write(made, standing.folder)
+    if sign_key is not None:
+        papers.sign(standing.folder, sign_key)
     return Build(made, standing.folder, fresh=True)
 
 
@@ -269,11 +304,17 @@ class _Facts:
 
     build_id: str
     built_at: str
-    packages: tuple[manifest.Package, ...]
+    software: Software
 
 
 def _disk(
-    recipe: Recipe, tree: rootfs.RootTree, formats: Sequence[DiskFormat], place: Path, scratch: Path, log: Path
+    recipe: Recipe,
+    tree: rootfs.RootTree,
+    formats: Sequence[DiskFormat],
+    place: Path,
+    scratch: Path,
+    log: Path,
+    output: Path,
 ) -> Disk:
     """Make the disk's files and put them, by one rename, where :func:`_standing_disk` looks."""
     now = datetime.now(timezone.utc)
@@ -296,7 +337,9 @@ def _disk(
     rootfs.enter(job, scratch)
     result = products.load(inside.MadeDisk, job.result)
     made = Disk(result.disk_size, result.tree_size, result.files)
-    facts = _Facts(f"{now:%Y%m%dT%H%M%SZ}-{recipe.digest[:8]}", now.strftime("%Y-%m-%dT%H:%M:%SZ"), tree.packages)
+    budget.check(recipe, inventory.read(fresh / inventory.INVENTORY), output)
+    software = Software(tree.packages, result.python)
+    facts = _Facts(f"{now:%Y%m%dT%H%M%SZ}-{recipe.digest[:8]}", now.strftime("%Y-%m-%dT%H:%M:%SZ"), software)
     products.save(facts, fresh / "facts.json")
     products.save(made, fresh / "disk.json")
     files.remove_tree(place)
@@ -314,6 +357,8 @@ def _standing_disk(recipe: Recipe, cache: Path) -> Disk | None:
     place = cache / "disks" / recipe.digest
     try:
         found = products.load(Disk, place / "disk.json")
+        products.load(_Facts, place / "facts.json")  # not so in a cache of an older version
+        (place / inventory.INVENTORY).stat()
         sizes = {file.name: (place / file.name).stat().st_size for file in found.files}
     except (InputError, OSError):
         return None
@@ -336,15 +381,15 @@ def _verify(
     return report
 
 
-def _put_out(made: Manifest, place: Path, logs: Path, output: Path) -> Path:
-    """Put image and logs into the output folder and write the manifest; all of it appears by one rename.
+def _put_out(made: Manifest, place: Path, logs: Path, output: Path, sign_key: Path | None = None) -> Path:
+    """Put image, documents and logs into the output folder, write the manifest, sign; all appears by one rename.
 
     The cache keeps its files until then, so that nothing is lost to an interruption.
     """
     folder = files.make_folder(output / made.image_name) / made.build_id
     partial = files.make_folder(folder.with_name(f".{made.build_id}.partial"))
     try:
-        for source in [*(place / file.name for file in made.files), *sorted(logs.iterdir())]:
+        for source in [*(place / name for name in made.digests), *sorted(logs.iterdir())]:
             target = partial / source.name
             try:
                 target.hardlink_to(source)
@@ -352,6 +397,8 @@ def _put_out(made: Manifest, place: Path, logs: Path, output: Path) -> Path:
                 shutil.copyfile(source, target)
             files.give_to_owner_of(partial, target)
         manifest.write(made, partial)
+        if sign_key is not None:
+            papers.sign(partial, sign_key)
         files.remove_tree(folder)
         partial.rename(folder)
     finally:

@@ -19,12 +19,27 @@ from groundwork.errors import InputError, SageError, unknown
 from groundwork.program import log_to_stderr, run_program
 from groundwork.settings import Parser, Setting
 from image_builder import build as builder
-from image_builder import disk, layers, machine, manifest, planning, privilege, recipe, variant, verify
+from image_builder import (
+    disk,
+    inspection,
+    layers,
+    machine,
+    manifest,
+    papers,
+    planning,
+    privilege,
+    recipe,
+    signing,
+    variant,
+    verify,
+)
 from image_builder import publish as publishing
 from image_builder import settings as table
 from image_builder.build import Build, Places
 from image_builder.catalog import Visibility
 from image_builder.inside import ArchiveMovedError
+from image_builder.papers import Circumstances
+from image_builder.provenance import BUILDER
 from image_builder.publication import Outcome, Problem, PublishOptions, PublishReport, exit_code
 from image_builder.recipe import Recipe
 from image_builder.rootfs import workspace
@@ -74,8 +89,11 @@ def _create_image(words: Sequence[str]) -> int:
     formats = _formats(values, sites)
     places = Places(output=values["output_dir"], cache=values["cache_dir"])
     checking = None if values["no_verify"] else verify.Options(values["accel"], float(values["boot_timeout"]))
+    if values["sign_key"]:
+        signing.check_key(values["sign_key"])
     if values["dry_run"]:
         return _dry_run(values, recipes, formats, sites, places)
+    circumstances = Circumstances(values["revision"], values["builder_id"] or BUILDER)
     options = _publish_options(values)
     connections = _connect(sites) if values["publish"] else {}
     stands: dict[str, PublishReport] = {}
@@ -100,14 +118,20 @@ def _create_image(words: Sequence[str]) -> int:
     try:
         for published in publications:
             _tell_publication(published)
+        made_with: dict[str, Any] = {
+            "checking": checking,
+            "force": values["force"],
+            "sign_key": values["sign_key"],
+            "circumstances": circumstances,
+        }
         with Trees(for_root, places.cache, anew=values["force"]) as trees:
             for planned in to_build:
                 try:
-                    build = builder.build(planned, formats, places, trees, checking=checking, force=values["force"])
+                    build = builder.build(planned, formats, places, trees, **made_with)
                 except ArchiveMovedError as error:
                     console.warn(f"{error}; beginning again with what it has now")
                     made = planning.settle(declared[planned.variant], places.cache, refresh=True)
-                    build = builder.build(made, formats, places, trees, checking=checking, force=values["force"])
+                    build = builder.build(made, formats, places, trees, **made_with)
                 changed |= build.fresh
                 report["images"].append(_build_data(build))
                 if values["publish"]:
@@ -263,6 +287,9 @@ def _steps(made: Recipe, found: Build | None, formats: Sequence[DiskFormat], val
     if not values["no_verify"] and not (found and builder.is_complete(found, made, [], verified=True)):
         names = " and ".join(machine.firmwares(made.arch))
         steps.append(f"boot it on {names} and make {len(made.checks)} checks")
+    key = values["sign_key"]
+    if key and not (found and papers.is_signed_by(found.folder, key)):
+        steps.append(f"sign it by {signing.fingerprint(key)}")
     return steps
 
 
@@ -328,24 +355,32 @@ def _sage_image(words: Sequence[str]) -> int:
     parser = Parser(prog="sage-image", description="Look at, check and publish Sage images.", epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"sage-image {groundwork.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for name, text, rows, positional, function in (
-        ("list", "what stands at each site, side by side", table.LIST, None, _list),
-        ("verify", "boot an image file or a build and make its variant's checks", table.VERIFY, "IMAGE", _verify),
-        ("publish", "publish a finished build", table.PUBLISH, "MANIFEST", _publish),
-        ("show", "what is in a finished build", table.SHOW, "MANIFEST", _show),
+    for name, text, rows, positionals, function in (
+        ("list", "what stands at each site, side by side", table.LIST, (), _list),
+        (
+            "verify",
+            "check digests and signatures of an image file or a build, boot it and make its variant's checks",
+            table.VERIFY,
+            ("IMAGE",),
+            _verify,
+        ),
+        ("publish", "publish a finished build", table.PUBLISH, ("MANIFEST",), _publish),
+        ("show", "what is in a finished build", table.SHOW, ("MANIFEST",), _show),
+        ("diff", "what changed from one finished build to another", table.DIFF, ("A", "B"), _diff),
+        ("sign", "sign a finished build, or sign it anew", table.SIGN, ("MANIFEST",), _sign),
     ):
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=_EPILOG)
         settings.add_flags(command, rows)
-        if positional:
-            command.add_argument("path", metavar=positional, type=settings.folder)
+        for position, word in enumerate(positionals):
+            command.add_argument(f"path{position}", metavar=word, type=settings.folder)
         command.set_defaults(function=function, rows=rows)
     given = parser.parse_args(words)
     values = _values(given.rows, given)
-    run: Callable[[dict[str, Any], Path | None], int] = given.function
-    return run(values, getattr(given, "path", None))
+    run: Callable[..., int] = given.function
+    return run(values, *(path for name, path in sorted(vars(given).items()) if name.startswith("path")))
 
 
-def _list(values: dict[str, Any], _: Path | None) -> int:
+def _list(values: dict[str, Any]) -> int:
     sites = _sites(values) or cloud.with_entry(load_sites(values["sites_file"]).values())
     if not sites:
         raise InputError("clouds.yaml has no entry for any known site", hint="known sites: " + ", ".join(load_sites()))
@@ -371,8 +406,7 @@ def _list(values: dict[str, Any], _: Path | None) -> int:
     return exit_code(*inventories)
 
 
-def _verify(values: dict[str, Any], path: Path | None) -> int:
-    assert path is not None
+def _verify(values: dict[str, Any], path: Path) -> int:
     if not path.exists():
         raise InputError(f"there is no file {path}")
     made: manifest.Manifest | None = None
@@ -383,11 +417,26 @@ def _verify(values: dict[str, Any], path: Path | None) -> int:
         except InputError:
             if values["variant"] is None or path == beside:
                 raise  # else it is another's, that happens to lie there
-    if made is not None and (path.is_dir() or path.name == manifest.MANIFEST):
+    whole_build = path.is_dir() or path.name == manifest.MANIFEST
+    if made is not None and whole_build:
         path = folder / made.files[0].name
     disk.check_is_image(path)
-    if made is not None and path.name in {file.name for file in made.files}:
-        manifest.check_digest(made, path)
+    known = made is not None and path.name in {file.name for file in made.files}
+    if values["signers"]:
+        if not known:
+            raise InputError(f"{path} has no manifest beside it, so nobody signed what it is")
+        console.result(f"signed by {papers.check_signatures(folder, values['signers'])}")
+    if made is not None and known:
+        if whole_build or values["signers"]:
+            papers.check_digests(made, folder, [file.name for file in made.files] if whole_build else [path.name])
+        else:  # an image file alone, as it was downloaded
+            manifest.check_digest(made, path)
+        console.result("digests are as the manifest says")
+    if values["no_boot"]:
+        if not known:
+            raise InputError(f"{path} has no manifest beside it: without booting there is nothing to check")
+        console.result_json({"digests": True, "signed": bool(values["signers"])})
+        return 0
     name = values["variant"] or (made.variant if made else None)
     if name is None:
         raise InputError(
@@ -417,8 +466,7 @@ def _tell_checks(report: manifest.CheckReport) -> None:
     console.table(["", "firmware", "time", "check"], rows)
 
 
-def _publish(values: dict[str, Any], path: Path | None) -> int:
-    assert path is not None
+def _publish(values: dict[str, Any], path: Path) -> int:
     sites = _sites(values)
     if not sites:
         raise InputError("publish needs at least one --site", hint="known sites: " + ", ".join(load_sites()))
@@ -436,9 +484,13 @@ def _publish(values: dict[str, Any], path: Path | None) -> int:
     return exit_code(published)
 
 
-def _show(values: dict[str, Any], path: Path | None) -> int:
-    assert path is not None
+def _show(values: dict[str, Any], path: Path) -> int:
     made, folder = manifest.read(path)
+    if values["size"]:
+        report = inspection.sizes(made, folder)
+        console.result_json(products.to_data(report))
+        inspection.tell_sizes(report)
+        return 0
     console.result_json(products.to_data(made))
     commit = f"{made.commit[:12]}{'' if made.clean else ' with changes'}" if made.commit else "unknown"
     checks = "not booted" if made.checks is None else f"{len(made.checks.results)} checks passed"
@@ -459,4 +511,23 @@ def _show(values: dict[str, Any], path: Path | None) -> int:
         console.result(f"{'sha256':9} {file.sha256}")
     if made.checks is not None:
         _tell_checks(made.checks)
+    return 0
+
+
+def _diff(values: dict[str, Any], before: Path, after: Path) -> int:
+    report = inspection.difference(manifest.read(before), manifest.read(after))
+    console.result_json(products.to_data(report))
+    inspection.tell_difference(report)
+    return 0
+
+
+def _sign(values: dict[str, Any], path: Path) -> int:
+    if not values["sign_key"]:
+        raise InputError("sign needs a key", hint="--sign-key FILE, or sign-key in the configuration file")
+    made, folder = manifest.read(path)
+    signing.check_key(values["sign_key"])
+    papers.check_digests(made, folder, [file.name for file in made.files])  # what is signed is what was built
+    papers.sign(folder, values["sign_key"])
+    console.result(f"signed by {signing.fingerprint(values['sign_key'])}: {folder}")
+    console.result_json({"folder": str(folder), "key": signing.fingerprint(values["sign_key"])})
     return 0

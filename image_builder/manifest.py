@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was built: the manifest beside an image, and the checksums of its files.
 
-A finished build is a folder ``<output>/<image name>/<build id>/`` with the image's files, ``manifest.json``,
-``SHA256SUMS`` and the logs.
+A finished build is a folder ``<output>/<image name>/<build id>/`` with the image's files, the documents about them,
+``manifest.json``, ``SHA256SUMS`` over all of these, and the logs.
 """
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +32,36 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Package:
-    """A package of the distribution that is installed in the image."""
+    """A package of the distribution that is installed in the image.
+
+    ``source`` and ``source_version``: the source package it was built from; "" in manifests of version 0.1.
+    """
 
     name: str
     version: str
     arch: str
+    source: str = ""
+    source_version: str = ""
+
+
+@dataclass(frozen=True)
+class FurtherSource:
+    """What a variant had fetched: ``digest`` is git's commit (and ``tree`` its tree's) or an archive's SHA-256."""
+
+    name: str
+    url: str
+    digest: str
+    tree: str | None
+    to: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file about the image (inventory, SBOM, provenance) beside it; size in bytes, digest in hexadecimal."""
+
+    name: str
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -67,7 +94,7 @@ class Manifest:
 
     ``built_at`` is UTC, RFC 3339, to the second.  ``disk_size`` is the virtual disk's, in bytes.  ``checks`` is
     absent when the build was not verified (``--no-verify``).  ``commit`` and ``clean`` are absent when the
-    program did not run from a clone.
+    program did not run from a clone.  Manifests of version 0.1 have no ``documents``.
     """
 
     build_id: str
@@ -89,6 +116,16 @@ class Manifest:
     files: tuple[ImageFile, ...]
     checks: CheckReport | None
     stage_seconds: dict[str, float]
+    sources: tuple[FurtherSource, ...] = ()
+    documents: tuple[Document, ...] = ()
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Name -> SHA-256 of all image files and documents."""
+        return {
+            **{file.name: file.sha256 for file in self.files},
+            **{document.name: document.sha256 for document in self.documents},
+        }
 
     def file_for(self, formats: tuple[DiskFormat, ...]) -> ImageFile | None:
         """The first of ``formats`` that this build has, or None."""
@@ -118,7 +155,14 @@ def read(path: Path) -> tuple[Manifest, Path]:
 def check_digest(manifest: Manifest, path: Path) -> None:
     """Raise InputError when one of the manifest's files is not what was built."""
     expected = next(file.sha256 for file in manifest.files if file.name == path.name)
-    if files.digest_file(path).sha256 != expected:
+    check_sha256(path, expected)
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raise InputError where a file is absent or has another digest."""
+    if not path.is_file():
+        raise InputError(f"{path} is not there; the build names it")
+    if files.sha256_file(path) != expected:
         raise InputError(
             f"{path} is not the file that was built: its SHA-256 differs from the manifest's",
             hint="build or copy it again",
@@ -126,8 +170,29 @@ def check_digest(manifest: Manifest, path: Path) -> None:
 
 
 def write(manifest: Manifest, folder: Path) -> Path:
-    """Write manifest and checksums into the build's folder; returns the manifest's path."""
-    lines = "".join(f"{file.sha256}  {file.name}\n" for file in manifest.files)
-    files.write_text(folder / CHECKSUMS, lines)
-    products.save(manifest, folder / MANIFEST)
+    """Write checksums and manifest into the build's folder; returns the manifest's path."""
+    text = products.to_text(manifest)
+    rows = [(digest, name) for name, digest in manifest.digests.items()]
+    rows.append((hashlib.sha256(text.encode()).hexdigest(), MANIFEST))
+    # The manifest last: what it does not tell of yet is made again by the next run.
+    files.write_text(folder / CHECKSUMS, "".join(f"{digest}  {name}\n" for digest, name in rows))
+    files.write_text(folder / MANIFEST, text)
     return folder / MANIFEST
+
+
+_CHECKSUM = re.compile(r"^([0-9a-f]{64})  ([^/\n]+)$", re.MULTILINE)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """File's name -> SHA-256, as ``SHA256SUMS`` says.  InputError where it can't be read or is something else."""
+    path = folder / CHECKSUMS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        text = "?"
+    rows = {match[2]: match[1] for match in _CHECKSUM.finditer(text)}
+    if len(rows) != len(text.splitlines()):
+        raise InputError(f"{path} is not a list of SHA-256 checksums")
+    return rows

@@ -136,6 +136,7 @@ class Recipe:
     settings: dict[str, str]
     checks: tuple[Check, ...]
     space_gib: int
+    size_budget_mib: int | None
     digest: str
     checks_digest: str
     epoch: int = 0
@@ -212,6 +213,7 @@ def make(
         settings=chosen,
         checks=variant.checks,
         space_gib=variant.space_gib,
+        size_budget_mib=_budget(variant, release, rows),
         digest=files.digest_text(_canonical(content)),
         checks_digest=files.digest_text(_canonical([asdict(check) for check in variant.checks])),
     )
@@ -271,6 +273,15 @@ def _layers(
 def _mentions(folder: Path | None, word: bytes) -> bool:
     """Whether a file of the element has the word in it."""
     return folder is not None and any(word in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def _budget(variant: Variant, release: str, known: Iterable[str]) -> int | None:
+    """The variant's size budget for a release, in MiB; None where it has none."""
+    for name in variant.size_budget_mib:
+        if name != "default" and name not in known:
+            document, keys = variant.origins["size_budget_mib", ""]
+            raise document.error((*keys, name), "unknown release", hint=nearest(name, ["default", *known]))
+    return variant.size_budget_mib.get(release, variant.size_budget_mib.get("default"))
 
 
 def payload_digest(package: Any) -> str:

@@ -300,7 +300,8 @@ def _packages(trees: tuple[Path, ...]) -> tuple[Package, ...]:
             "dpkg-query",
             f"--admindir={database}",
             "--show",
-            "--showformat=${db:Status-Status}\t${Package}\t${Version}\t${Architecture}\n",
+            "--showformat=${db:Status-Status}\t${Package}\t${Version}\t${Architecture}"
+            "\t${source:Package}\t${source:Version}\n",
         ],
         timeout=60,
     )

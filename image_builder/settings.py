@@ -29,6 +29,12 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _uri(text: str) -> str:
+    if not urlsplit(text).scheme:
+        raise InputError(f"expected a URI, as https://..., found {text!r}")
+    return text
+
+
 FORCE = Setting("force", "build and publish again even if nothing has changed", switch=True, only_flag=True)
 REFRESH = Setting("refresh", "take the archive's newest packages", switch=True)
 CONFIG = Setting("config", "a configuration file to read instead of the usual ones", only_flag=True, metavar="FILE")
@@ -91,6 +97,18 @@ UPLOAD_TIMEOUT = Setting(
 )
 PUBLISHING = (VISIBILITY, KEEP, UPLOAD_TIMEOUT)
 
+SIGN_KEY = Setting(
+    "sign-key",
+    "sign builds with this OpenSSH key: a private key's file, or a public key's whose private one is in the agent",
+    folder,
+    metavar="FILE",
+)
+SIGNERS = Setting(
+    "signers",
+    "who may have signed a build: a file as ALLOWED SIGNERS in ssh-keygen(1) says; checks the signatures",
+    folder,
+    metavar="FILE",
+)
 VARIANT = Setting("variant", "the variant to build; may be repeated", also=("-v",), many=True, default=())
 RELEASE = Setting("release", "noble, jammy, resolute, bookworm or trixie", also=("-n",), default="noble")
 ARCH = Setting(
@@ -120,6 +138,8 @@ CREATE_IMAGE = (
     DRY_RUN,
     REFRESH,
     FORCE,
+    SIGN_KEY,
+    Setting("builder-id", "who vouches for the provenance: the URI of a machine or a workflow", _uri, metavar="URI"),
     Setting("no-verify", "do not boot the image (it can't be published then)", switch=True, only_flag=True),
     OUTPUT_DIR,
     CACHE_DIR,
@@ -137,6 +157,8 @@ LIST = (*SITES, *COMMON)
 PUBLISH = (*SITES, *PUBLISHING, DRY_RUN, FORCE, CACHE_DIR, *COMMON)
 VERIFY = (
     Setting("variant", "whose checks to make, for an image without a manifest beside it", also=("-v",)),
+    SIGNERS,
+    Setting("no-boot", "check digests and signatures alone, and do not boot the image", switch=True, only_flag=True),
     ARCH,
     VARIANTS_DIR,
     CACHE_DIR,
@@ -144,8 +166,13 @@ VERIFY = (
     BOOT_TIMEOUT,
     *COMMON,
 )
-SHOW = COMMON
-ALL = tuple({setting.name: setting for setting in (*PUBLISH, *CREATE_IMAGE)}.values())
+SHOW = (
+    Setting("size", "where the bytes go: by package, by folder, the largest files", switch=True, only_flag=True),
+    *COMMON,
+)
+DIFF = COMMON
+SIGN = (SIGN_KEY, *COMMON)
+ALL = tuple({setting.name: setting for setting in (*PUBLISH, *CREATE_IMAGE, SIGNERS)}.values())
 
 _MANUAL = """\
 # Settings

@@ -58,8 +58,9 @@ class Variant:
     """A variant with all that it extends carried in.
 
     ``image_name`` has the fields ``{os}``, ``{version}`` and ``{arch}``.  ``layers`` are in the order in which they
-    are built, what it extends first.  ``space_gib``: free disk that a build needs.  ``origins`` says where an element
-    or a setting was named: its file, line and key, for errors.
+    are built, what it extends first.  ``space_gib``: free disk that a build needs.  ``size_budget_mib``: release ->
+    how much the image's files may take, ``default`` for other releases.  ``origins`` says where an element, a setting
+    or the budget was named: its file, line and key, for errors.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Variant:
     settings: dict[str, str]
     checks: tuple[Check, ...]
     space_gib: int
+    size_budget_mib: dict[str, int]
     origins: dict[tuple[str, str], tuple[Document, tuple[str | int, ...]]] = field(repr=False, compare=False)
 
     @property
@@ -101,6 +103,7 @@ _CHECK = {
         "timeout": {"type": "number", "exclusiveMinimum": 0, "maximum": 3600, "description": "seconds"},
     },
 }
+_BUDGET = {"type": "integer", "minimum": 1, "maximum": 1 << 20}
 SCHEMA = {
     "type": "object",
     "additionalProperties": False,
@@ -114,6 +117,10 @@ SCHEMA = {
         "settings": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
         "checks": {"type": "array", "items": _CHECK},
         "space_gib": {"type": "integer", "minimum": 1, "maximum": 1000},
+        "size_budget_mib": {
+            "anyOf": [_BUDGET, {"type": "object", "minProperties": 1, "additionalProperties": _BUDGET}],
+            "description": "MiB that the image's files may take, or a mapping of releases (and 'default') to MiB",
+        },
     },
 }
 _DEFAULT_TIMEOUT = 60.0
@@ -162,9 +169,14 @@ def _merge(name: str, chain: Sequence[Document]) -> Variant:
     layers: list[Group] = []
     settings: dict[str, str] = {}
     checks: dict[str, Check] = {}
+    budget: dict[str, int] = {}
     for document in reversed(chain):
         data = document.data
         scalars.update({key: data[key] for key in ("description", "image_name", "arches", "space_gib") if key in data})
+        if "size_budget_mib" in data:  # a child's takes the place of its parent's whole
+            given = data["size_budget_mib"]
+            budget = dict(given) if isinstance(given, dict) else {"default": given}
+            origins["size_budget_mib", ""] = (document, ("size_budget_mib",))
         layers += _layers(document, origins)
         for key, value in data.get("settings", {}).items():
             settings[key] = ("1" if value else "0") if isinstance(value, bool) else str(value)
@@ -199,6 +211,7 @@ def _merge(name: str, chain: Sequence[Document]) -> Variant:
         settings=settings,
         checks=tuple(checks.values()),
         space_gib=scalars.get("space_gib", _DEFAULT_SPACE_GIB),
+        size_budget_mib=budget,
         origins=origins,
     )
 

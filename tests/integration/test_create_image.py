@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from groundwork import process
-from image_builder import manifest, rootfs
+from image_builder import inventory, manifest, provenance, rootfs
 from local_chameleon.cloud import State
 from tests.integration import commands
 from tests.integration.commands import Ran
@@ -26,10 +29,11 @@ IMAGE = ("--variant", "sage", "--release", "bookworm")
 
 @dataclass(frozen=True)
 class Built:
-    """A build that two runs at once asked for; ``first`` and ``second`` are how they ended."""
+    """A build that two runs at once asked for, signed by ``key``; ``first`` and ``second`` are how they ended."""
 
     output: Path
     cache: Path
+    key: Path
     first: Ran
     second: Ran
 
@@ -45,11 +49,22 @@ class Built:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """One cold build of ``sage``, verified, for the three sites."""
     top = tmp_path_factory.mktemp("built")
-    words = (*IMAGE, *SITES, "--output-dir", str(top / "build"), "--cache-dir", str(top / "cache"))
+    key = top / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    words = (
+        *IMAGE,
+        *SITES,
+        "--output-dir",
+        str(top / "build"),
+        "--cache-dir",
+        str(top / "cache"),
+        "--sign-key",
+        str(key),
+    )
     one = commands.start("create-image", *words)
     time.sleep(2)
     other = commands.start("create-image", *words)
-    made = Built(top / "build", top / "cache", commands.finish(one), commands.finish(other))
+    made = Built(top / "build", top / "cache", key, commands.finish(one), commands.finish(other))
     assert made.first.code == 0, made.first.err
     return made
 
@@ -65,6 +80,49 @@ def test_the_image_is_built_booted_and_described(built: Built) -> None:
     assert {"cloud-init", "docker.io", "chrony", "firewalld", "linux-image-amd64"} <= names
     assert set(made.stage_seconds) == {"root tree", "disk", "verify"}
     assert {"docker", "virtual-waggle", "root-tree"} <= set(made.elements)
+
+
+def test_its_documents_tell_what_is_in_it(built: Built) -> None:
+    made, folder = manifest.read(built.folder)
+    text = (folder / "sbom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    urls = [row["purl"] for row in json.loads(text)["components"] if "purl" in row]
+    assert len([url for url in urls if url.startswith("pkg:deb/debian/")]) == len(made.packages)
+    assert any(re.fullmatch(r"pkg:deb/debian/docker.io@.*\?arch=amd64&distro=debian-12.*", url) for url in urls)
+    assert f"pkg:generic/sage-chameleon/virtual_waggle@{made.project_version}" in urls
+    assert not [url for url in urls if url.startswith("pkg:pypi/")], "all Python comes from the distribution"
+    statement = provenance.read(folder / "provenance.intoto.json")
+    assert provenance.subjects(statement) == {file.name: file.sha256 for file in made.files}
+    entries = {entry.path: entry for entry in inventory.read(folder / "inventory.jsonl.gz")}
+    shell, shadow = entries["usr/bin/bash"], entries["etc/shadow"]
+    assert (shell.mode, shell.uid, shell.gid, shell.package) == (0o755, 0, 0, "bash")
+    assert (shadow.mode, shadow.uid, shadow.gid) == (0o640, 0, 42), "owners are those that the image has"
+    assert entries["opt/chameleon/provenance.json"].size > 0, "what is added last counts too"
+    assert len(entries) > 20_000
+    owned = sum(entry.size for entry in entries.values() if entry.package)
+    assert owned > 0.9 * sum(entry.size for entry in entries.values())
+
+
+def test_it_is_signed_and_signing_changes_nothing_else(built: Built, tmp_path: Path) -> None:
+    signers = tmp_path / "signers"
+    signers.write_text(f"builder@example.org {built.key.with_suffix('.pub').read_text()}")
+    done = commands.run("sage-image", "verify", built.folder, "--no-boot", "--signers", signers)
+    assert done.code == 0, done.err
+    assert "signed by builder@example.org" in done.out
+    again = commands.run("create-image", *IMAGE, *SITES, *built.places(), "--sign-key", built.key)
+    assert "Nothing has changed" in again.err
+
+
+def test_an_image_over_its_budget_is_not_finished(built: Built, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text("extends: sage\ndescription: too little room\nsize_budget_mib: 100\n")
+    words = ("--variant", "small", "--release", "bookworm", "--no-verify", "--variants-dir", tmp_path)
+    done = commands.run("create-image", *words, *built.places())
+    assert done.code == 1
+    assert "more than its budget of 100 MiB" in done.err
+    assert f"than build {built.folder.name}" in done.err
+    assert re.search(r"MiB  linux-image-\S+-amd64$", done.err, re.MULTILINE)
+    assert "size_budget_mib of variant small" in done.err
+    assert [path.name for path in (built.output / "Sage-Debian12").iterdir()] == [built.folder.name]
 
 
 def test_it_kept_all_promises_on_both_firmwares(built: Built) -> None:

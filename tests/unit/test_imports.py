@@ -15,7 +15,12 @@ MAY_KNOW = {
     "virtual_waggle": {"groundwork"},
     "local_chameleon": {"groundwork", "chameleon_sites"},
 }
-PURE = ("image_builder/rotation.py", "image_builder/recipe.py", "image_builder/variant.py")
+PURE = (
+    "image_builder/comparison.py",
+    "image_builder/rotation.py",
+    "image_builder/recipe.py",
+    "image_builder/variant.py",
+)
 DOES_IO = {"socket", "subprocess", "urllib", "requests", "openstack", "groundwork.process", "groundwork.console"}
 
 

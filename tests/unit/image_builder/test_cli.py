@@ -10,12 +10,13 @@ import pytest
 from chameleon_sites.sites import DiskFormat
 from groundwork import files, process, products
 from groundwork.errors import InputError, Interrupted, SageError
-from image_builder import build, cli, disk, machine, manifest, privilege, recipe, variant
+from image_builder import build, cli, disk, inventory, machine, manifest, privilege, recipe, variant
 from image_builder import settings as table
 from image_builder.build import Places
 from image_builder.disk import Disk
 from image_builder.manifest import CheckReport, CheckResult, ImageFile, Manifest
 from image_builder.recipe import Recipe
+from image_builder.software import Software
 from image_builder.variant import Arch
 
 IMAGE = ["--variant", "sage", "--release", "bookworm"]
@@ -203,6 +204,12 @@ def a_manifest(*, checked: bool = True) -> Manifest:
     )
 
 
+def put_facts(place: Path) -> None:
+    """What is known of a disk in the cache."""
+    inventory.write([], place / inventory.INVENTORY)
+    products.save(build._Facts("id", "2026-11-20T03:15:00Z", Software(())), place / "facts.json")
+
+
 def put(folder: Path, made: Manifest) -> Path:
     for file in made.files:
         (folder / file.name).write_bytes(b"\0" * file.size)
@@ -212,7 +219,9 @@ def put(folder: Path, made: Manifest) -> Path:
 def test_a_manifest_comes_back_with_its_checksums(tmp_path: Path) -> None:
     path = put(tmp_path, a_manifest())
     assert manifest.read(path) == manifest.read(tmp_path) == (a_manifest(), tmp_path)
-    assert (tmp_path / "SHA256SUMS").read_text() == "s  Sage-Debian12.zstd.qcow2\n"
+    lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
+    assert lines[0] == "s  Sage-Debian12.zstd.qcow2"
+    assert lines[1] == f"{files.digest_file(path).sha256}  manifest.json"
 
 
 def test_a_build_that_was_not_checked_is_not_published(tmp_path: Path) -> None:
@@ -275,7 +284,7 @@ def test_checks_that_were_not_made_are_not_recorded_as_made(sage: Recipe, tmp_pa
     put(folder, replace(a_manifest(), recipe_digest=sage.digest, checks_digest="those of then"))
     found = build.find(sage, tmp_path)
     assert found is not None
-    done = build._complete(found, sage, [DiskFormat.QCOW2_ZSTD], None, tmp_path)
+    done = build._complete(found, sage, [DiskFormat.QCOW2_ZSTD], None, tmp_path, None)
     assert done.manifest.checks_digest == "those of then"
     assert not build.is_complete(done, sage, [DiskFormat.QCOW2_ZSTD], verified=True)
 
@@ -292,6 +301,7 @@ def test_an_interruption_before_the_last_rename_loses_nothing(
     (logs / "build.log").write_text("log")
     place.mkdir(parents=True)
     (place / made.files[0].name).write_bytes(b"disk")
+    put_facts(place)
     products.save(Disk(3 << 30, 1 << 30, made.files), place / "disk.json")
     if broken_off:
 
@@ -320,6 +330,8 @@ def test_a_disk_in_the_cache_counts_only_when_it_is_whole(sage: Recipe, tmp_path
     products.save(Disk(3 << 30, 1 << 30, (file,)), place / "disk.json")
     assert build._standing_disk(sage, tmp_path) is None
     (place / file.name).write_bytes(b"1234")
+    assert build._standing_disk(sage, tmp_path) is None, "it is not known what the disk holds"
+    put_facts(place)
     assert build._standing_disk(sage, tmp_path) is not None
 
 
