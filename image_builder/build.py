@@ -309,6 +309,7 @@ def _standing_disk(recipe: Recipe, cache: Path) -> Disk | None:
 def _verify(
     recipe: Recipe, image: Path, logs: Path, scratch: Path, checking: verify.Options, seconds: dict[str, float]
 ) -> CheckReport:
+    checking = replace(checking, settings=recipe.settings)
     with _stage("verify", seconds) as stage:
         report = verify.verify(image, recipe.arch, recipe.checks, logs, scratch, checking, stage)
         if not report.passed:
