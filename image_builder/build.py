@@ -368,6 +368,7 @@ def _standing_disk(recipe: Recipe, cache: Path) -> Disk | None:
 def _verify(
     recipe: Recipe, image: Path, logs: Path, scratch: Path, checking: verify.Options, seconds: dict[str, float]
 ) -> CheckReport:
+    checking = replace(checking, settings=recipe.settings)
     with _stage("verify", seconds) as stage:
         report = verify.verify(image, recipe.arch, recipe.checks, logs, scratch, checking, stage)
         if not report.passed:
@@ -433,7 +434,6 @@ def _device(path: Path) -> int:
 
 def _provenance(recipe: Recipe) -> dict[str, object]:
     """What the image itself says of its making, in ``/opt/chameleon/provenance.json``: the same for the same bits."""
-    as_of = datetime.fromtimestamp(recipe.epoch, timezone.utc)
     return {
         "project": "sage-chameleon",
         "version": groundwork.__version__,
@@ -442,7 +442,6 @@ def _provenance(recipe: Recipe) -> dict[str, object]:
         "release": recipe.release,
         "arch": str(recipe.arch),
         "recipe_digest": recipe.digest,
-        "packages_as_of": as_of.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 
 

@@ -37,6 +37,7 @@ from image_builder import publish as publishing
 from image_builder import settings as table
 from image_builder.build import Build, Places
 from image_builder.catalog import Visibility
+from image_builder.hardware import Firmware
 from image_builder.inside import ArchiveMovedError
 from image_builder.papers import Circumstances
 from image_builder.provenance import BUILDER
@@ -447,7 +448,8 @@ def _verify(values: dict[str, Any], path: Path) -> int:
     arch = Arch(made.arch if made else values["arch"])
     process.require(*machine.programs(arch))
     machine.uefi_files(arch)
-    options = verify.Options(values["accel"], float(values["boot_timeout"]))
+    firmwares = tuple(Firmware(name) for name in dict.fromkeys(values["firmware"]))
+    options = verify.Options(values["accel"], float(values["boot_timeout"]), firmwares, chosen.settings)
     with workspace(values["cache_dir"]) as scratch, console.stage("verify") as stage:
         logs = files.make_folder(values["cache_dir"] / "logs" / f"verify-{path.name}")
         report = verify.verify(path, arch, chosen.checks, logs, scratch, options, stage)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a disk under QEMU, the disk itself untouched: firmware, config drive, console, ssh, shutdown.
 
-The guest gets its ssh key as on OpenStack, by cloud-init from a config drive, and reaches nothing but this host.
+The guest gets its name, network and ssh key as on OpenStack, by cloud-init from a config drive, and reaches nothing
+but this host.
 """
 
 import io
@@ -12,7 +13,6 @@ import re
 import socket
 import subprocess
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from groundwork import files, process
-from groundwork.compat import StrEnum
 from groundwork.errors import InputError, SageError
+from image_builder import config_drive, hardware
+from image_builder.config_drive import Instance, quoted
+from image_builder.hardware import Firmware, Guise
 from image_builder.variant import Arch
 
 _MIB = 1 << 20
@@ -29,14 +31,31 @@ _MEMORY_MIB = 2048
 _GROW_BY = 2048 * _MIB  # the machine's disk is larger than the image, so that growing can be seen
 _REFUSED_FOR = 30.0  # seconds
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
-_HOST_NAME = "sage-verify"
+_RESTRICTED_NETWORK = "user,restrict=on"
+# Nothing listens there in the image; a check does, to see what the firewall lets in.
+CLOSED_PORT = 8080
 
 
-class Firmware(StrEnum):
-    """What starts the machine."""
+@dataclass(frozen=True)
+class Site:
+    """What a machine finds around it.
 
-    BIOS = "bios"
-    UEFI = "uefi"
+    ``instance`` is what its config drive holds; None: there is none.  ``network`` are QEMU's words for a network
+    back end.  ``console`` is a Unix socket to make, at whose other end the machine's serial console can be read
+    and typed at; its path must be short (107 bytes, says unix(7)).
+    """
+
+    guise: Guise
+    instance: Instance | None
+    network: str = _RESTRICTED_NETWORK
+    console: Path | None = None
+
+
+def usual_site(firmware: Firmware, key: "LoginKey") -> Site:
+    """The site that is played around a machine with this firmware."""
+    if hardware.guise(firmware) is Guise.BARE_METAL:
+        return Site(Guise.BARE_METAL, config_drive.of_bare_metal(key.public, hardware.MAC))
+    return Site(Guise.VIRTUAL, config_drive.of_virtual_machine(key.public, hardware.MAC))
 
 
 @dataclass(frozen=True)
@@ -108,7 +127,7 @@ def firmwares(arch: Arch) -> tuple[Firmware, ...]:
 
 def programs(arch: Arch) -> tuple[str, ...]:
     """The programs that running a machine of this architecture takes."""
-    return (_MODELS[arch].program, "qemu-img", "mkfs.vfat", "mmd", "mcopy")
+    return (_MODELS[arch].program, *config_drive.PROGRAMS)
 
 
 def uefi_files(arch: Arch) -> tuple[Path, Path]:
@@ -156,17 +175,19 @@ class Machine:
     def __init__(
         self,
         firmware: Firmware,
+        site: Site,
         child: "subprocess.Popen[bytes]",
-        port: int,
+        ports: dict[int, int],
         key: LoginKey,
         log: Path,
         complaints: Path,
     ) -> None:
         self.firmware = firmware
+        self.site = site
         self.log = log
         self.begin = time.monotonic()
         self._child = child
-        self._port = port
+        self._ports = ports  # the guest's -> this host's
         self._key = key
         self._complaints = complaints  # QEMU's own
 
@@ -188,7 +209,7 @@ class Machine:
         while (left := deadline - (time.monotonic() - self.begin)) > 0:
             self._still_running()
             try:
-                return self._connect(user, min(left, 60.0))
+                return self.connect(user, min(left, 60.0))
             except paramiko.AuthenticationException:
                 # cloud-init sets the key before sshd starts; so this is not for want of time
                 refused_since = refused_since or time.monotonic()
@@ -199,29 +220,39 @@ class Machine:
             time.sleep(0.5)
         raise MachineError(f"no login as {user} within {deadline:g} s of power-on ({reason})", self.console_tail())
 
-    def offered_logins(self, user: str) -> list[str]:
+    def offered_logins(self, user: str, timeout: float) -> list[str]:
         """The ways of authentication that the machine's ssh server offers to a user who shows nothing."""
         import paramiko
 
-        transport = paramiko.Transport(("127.0.0.1", self._port))
-        try:
-            transport.start_client(timeout=60)
-            transport.auth_none(user)
-        except paramiko.BadAuthenticationType as error:
-            return list(error.allowed_types)
-        finally:
-            transport.close()
+        with socket.create_connection(("127.0.0.1", self._ports[22]), timeout=timeout) as stream:
+            transport = paramiko.Transport(stream)
+            transport.banner_timeout = transport.auth_timeout = timeout
+            try:
+                transport.start_client(timeout=timeout)
+                transport.auth_none(user)
+            except paramiko.BadAuthenticationType as error:
+                return list(error.allowed_types)
+            finally:
+                transport.close()
         return ["none"]
 
-    def takes_key_of(self, user: str) -> bool:
+    def takes_key_of(self, user: str, timeout: float) -> bool:
         """Whether ``user`` may log in with the key."""
         import paramiko
 
         try:
-            self._connect(user, 60.0).close()
+            self.connect(user, timeout).close()
         except paramiko.AuthenticationException:
             return False
         return True
+
+    def hears(self, port: int, timeout: float) -> bytes:
+        """What the guest says first on one of its forwarded ports; nothing where it does not answer."""
+        try:
+            with socket.create_connection(("127.0.0.1", self._ports[port]), timeout=timeout) as stream:
+                return stream.recv(64)
+        except OSError:
+            return b""
 
     def wait_off(self, deadline: float) -> bool:
         """Wait, ``deadline`` seconds, for the machine to power itself off."""
@@ -229,11 +260,12 @@ class Machine:
             self._child.wait(deadline)
         return self._child.poll() is not None
 
-    def _connect(self, user: str, timeout: float) -> Any:
+    def connect(self, user: str, timeout: float) -> Any:
+        """A fabric.Connection of a user who may log in already; raises what paramiko and sockets raise."""
         import fabric
         import paramiko
 
-        with socket.create_connection(("127.0.0.1", self._port), timeout=2.0) as probe:
+        with socket.create_connection(("127.0.0.1", self._ports[22]), timeout=2.0) as probe:
             # QEMU's side of the connection is always there; only the guest's greeting shows the guest's.
             probe.settimeout(min(timeout, 20.0))
             if not probe.recv(4):
@@ -243,7 +275,7 @@ class Machine:
         connection = fabric.Connection(
             "127.0.0.1",
             user=user,
-            port=self._port,
+            port=self._ports[22],
             connect_timeout=int(timeout),
             config=fabric.Config(lazy=True),
             connect_kwargs={**options, "banner_timeout": timeout, "auth_timeout": timeout},
@@ -261,43 +293,60 @@ class Machine:
 
 @contextmanager
 def running(
-    image: Path, arch: Arch, firmware: Firmware, key: LoginKey, log: Path, scratch: Path, *, accel: str, cpus: int
+    image: Path,
+    arch: Arch,
+    firmware: Firmware,
+    key: LoginKey,
+    log: Path,
+    scratch: Path,
+    *,
+    accel: str,
+    cpus: int,
+    site: Site | None = None,
 ) -> Iterator[Machine]:
     """Power on a machine with a copy-on-write layer over ``image``; when the block ends the machine is gone.
 
-    ``log`` gets its serial console.  ``accel`` is ``kvm`` or ``tcg``.
+    ``log`` gets its serial console.  ``accel`` is ``kvm`` or ``tcg``.  ``site`` is the usual one, unless given.
     """
+    site = site or usual_site(firmware, key)
     model = _MODELS[arch]
-    layer = scratch / f"{firmware}.qcow2"
+    own = files.make_folder(scratch / firmware)
+    layer = own / "disk.qcow2"
     facts = json.loads(process.run(["qemu-img", "info", "--output=json", image], timeout=60))
     size = (int(facts["virtual-size"]) + _GROW_BY) // _MIB * _MIB
     backing = ["-b", image.resolve(), "-F", facts["format"]]
     process.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, layer, str(size)], timeout=60)
-    drive = _config_drive(scratch / f"{firmware}-config.img", key)
+    drives = ["-drive", f"id=disk,if=none,format=qcow2,file={quoted(layer)},cache=unsafe,discard=unmap"]
+    if site.instance is not None and site.guise is Guise.BARE_METAL:
+        config_drive.write_last_partition(site.instance, layer, size, own)
+    elif site.instance is not None:
+        config_drive.write_disk(site.instance, own / "config-drive")
+        drives += ["-drive", f"if=virtio,format=raw,readonly=on,file={quoted(own / 'config-drive')}"]
     pflash: list[str] = []
     if firmware is Firmware.UEFI:
         code, variables = uefi_files(arch)
-        own = scratch / f"{firmware}-variables.fd"
-        own.write_bytes(variables.read_bytes())
-        for path, readonly in ((code, "on"), (own, "off")):
-            pflash += ["-drive", f"if=pflash,format=raw,readonly={readonly},file={_quoted(path)}"]
+        (own / "variables.fd").write_bytes(variables.read_bytes())
+        for path, readonly in ((code, "on"), (own / "variables.fd", "off")):
+            pflash += ["-drive", f"if=pflash,format=raw,readonly={readonly},file={quoted(path)}"]
     files.make_folder(log.parent)
     log.unlink(missing_ok=True)
     log.touch()
     files.give_to_owner_of(log.parent, log)
-    complaints = scratch / f"{firmware}.stderr"
-    port = _free_port()
+    complaints = own / "stderr"
+    ports = {port: _free_port() for port in (22, CLOSED_PORT)}
+    forwarded = "".join(f",hostfwd=tcp:127.0.0.1:{here}-:{there}" for there, here in ports.items())
+    kinds = hardware.devices(site.guise, arch, own)
     accelerator = "kvm" if accel == "kvm" else "tcg,thread=multi,tb-size=512"
+    serial = (
+        "null,id=serial" if site.console is None else f"socket,id=serial,path={quoted(site.console)},server=on,wait=off"
+    )
     # fmt: off
     command: list[str | Path] = [
         model.program, "-name", f"sage-verify-{firmware}", "-machine", model.machine, "-accel", accelerator,
-        "-cpu", "host" if accel == "kvm" else model.processor, "-smp", str(cpus), "-m", str(_MEMORY_MIB),
-        "-nodefaults", "-display", "none", "-no-reboot", *pflash,
-        "-drive", f"file={_quoted(layer)},if=virtio,format=qcow2,cache=unsafe,discard=unmap",
-        "-drive", f"file={_quoted(drive)},if=virtio,format=raw,readonly=on",
-        "-netdev", f"user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22",
-        "-device", "virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56,romfile=", "-device", "virtio-rng-pci",
-        "-serial", f"file:{log}",
+        "-cpu", ("host" if accel == "kvm" else model.processor) + kinds.processor,
+        "-smp", str(cpus), "-m", str(_MEMORY_MIB), "-nodefaults", "-display", "none", "-no-reboot", *pflash,
+        *kinds.disk, *drives, "-netdev", f"{site.network},id=net0{forwarded}", *kinds.network, *kinds.others,
+        "-chardev", f"{serial},logfile={quoted(log)}", "-serial", "chardev:serial",
     ]
     # fmt: on
     with complaints.open("wb") as stderr:
@@ -306,38 +355,9 @@ def running(
         time.sleep(0.2)
         if child.poll() is not None:
             raise SageError(f"{model.program} ended at once: {files.tail(complaints, 5)}")
-        yield Machine(firmware, child, port, key, log, complaints)
+        yield Machine(firmware, site, child, ports, key, log, complaints)
     finally:
         process.stop(child, patience=3.0)
-
-
-def _config_drive(path: Path, key: LoginKey) -> Path:
-    """A config drive as Nova makes one (vfat, labelled ``config-2``), that holds a name and the key."""
-    metadata = {
-        "uuid": str(uuid.uuid4()),
-        "name": _HOST_NAME,
-        "hostname": _HOST_NAME,
-        "launch_index": 0,
-        "availability_zone": "nova",
-        "public_keys": {"sage-verify": key.public},
-    }
-    with path.open("wb") as stream:
-        stream.truncate(16 * _MIB)
-    process.run(["mkfs.vfat", "-n", "CONFIG-2", path], timeout=60)
-    env = {"MTOOLS_SKIP_CHECK": "1"}
-    process.run(["mmd", "-i", path, "::/openstack", "::/openstack/latest"], env=env, timeout=60)
-    for name, document in (("meta_data.json", metadata), ("network_data.json", _NETWORK), ("vendor_data.json", {})):
-        text = json.dumps(document).encode()
-        process.run(["mcopy", "-i", path, "-", f"::/openstack/latest/{name}"], input=text, env=env, timeout=60)
-    return path
-
-
-# By DHCP, as at Chameleon's bare-metal sites; QEMU's user network answers.
-_NETWORK = {
-    "links": [{"id": "tap0", "type": "phy", "ethernet_mac_address": "52:54:00:12:34:56", "mtu": 1500}],
-    "networks": [{"id": "network0", "type": "ipv4_dhcp", "link": "tap0", "network_id": "verify"}],
-    "services": [],
-}
 
 
 def _free_port() -> int:
@@ -345,7 +365,3 @@ def _free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
     return port
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace(",", ",,")  # QEMU's own escape

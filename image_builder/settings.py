@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from groundwork.errors import InputError
 from groundwork.settings import Setting, folder, manual, one_of, whole_number
 from image_builder.catalog import Visibility
+from image_builder.hardware import Firmware
 from image_builder.variant import Arch
 
 
@@ -160,6 +161,14 @@ VERIFY = (
     SIGNERS,
     Setting("no-boot", "check digests and signatures alone, and do not boot the image", switch=True, only_flag=True),
     ARCH,
+    Setting(
+        "firmware",
+        "boot on this one alone: bios (as a virtual machine) or uefi (as a bare-metal node); may be repeated",
+        one_of("firmware", list(Firmware)),
+        many=True,
+        default=(),
+        only_flag=True,
+    ),
     VARIANTS_DIR,
     CACHE_DIR,
     ACCEL,

@@ -29,6 +29,8 @@ class Probe(StrEnum):
 
     SSH_PASSWORD_REFUSED = "ssh-password-refused"  # noqa: S105 - no password
     SSH_ROOT_REFUSED = "ssh-root-refused"
+    FIREWALL = "firewall"  # on bare metal ssh alone comes in, in a virtual machine all
+    LOGIN_MESSAGE = "login-message"  # shows Chameleon's vendor data, and nothing wrong where there is none
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Check:
     """A promise of the image.
 
     Either ``run``, a bash script (``-euo pipefail``) that must exit with 0 within ``timeout`` seconds when ``cc``
-    runs it in the booted image, or a ``probe`` from outside.
+    runs it in the booted image, or a ``probe`` from outside.  The script finds in its environment ``SAGE_MACHINE``
+    (``bare-metal`` or ``virtual``), ``SAGE_FIRMWARE`` (``bios`` or ``uefi``) and the variant's settings.
     """
 
     name: str

@@ -5,32 +5,42 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from groundwork import console
-from groundwork.errors import SageError
-from image_builder import machine
-from image_builder.machine import Firmware, Machine, MachineError
+from groundwork.errors import InputError, SageError
+from image_builder import machine, probes
+from image_builder.hardware import Firmware
+from image_builder.machine import Machine, MachineError
 from image_builder.manifest import CheckReport, CheckResult
-from image_builder.variant import Arch, Check, Probe
+from image_builder.variant import Arch, Check
 
 _SHUTDOWN_DEADLINE = 120.0
 _LOGIN = "login as cc by key"
 _SHUTDOWN = "shuts down cleanly"
 _LARGEST_OUTPUT = 4096  # characters kept of what a check printed
+_KILL_AFTER = 5  # seconds that a check over its time has to end by itself
+_STOPPED = (124, 137)  # the exit status of timeout(1), and of what it killed
 
 
 @dataclass(frozen=True)
 class Options:
-    """``accel``: auto, kvm or tcg.  ``boot_deadline``: seconds from power-on to the first login."""
+    """How to boot and what to tell the checks.
+
+    ``accel``: auto, kvm or tcg.  ``boot_deadline``: seconds from power-on to the first login.  ``firmwares``: those
+    to boot on; none named means all that the architecture has.  ``settings``: the variant's, which checks find in
+    their environment.
+    """
 
     accel: str = "auto"
     boot_deadline: float = 600.0
+    firmwares: tuple[Firmware, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 def verify(
@@ -38,13 +48,16 @@ def verify(
 ) -> CheckReport:
     """Boot ``image`` on each firmware of its architecture, all at once where there are two cores or more.
 
-    The consoles are kept in ``logs`` as ``console-<firmware>.log``.  Checks that fail are in the report; errors
-    are raised only where a machine could not be run at all.
+    On UEFI the machine plays a bare-metal node, on BIOS a virtual machine (:mod:`image_builder.hardware`).  The
+    consoles are kept in ``logs`` as ``console-<firmware>.log``.  Checks that fail are in the report; errors are
+    raised only where a machine could not be run at all.
     """
     accel = options.accel
     if accel == "auto":
         accel = "kvm" if arch is Arch.AMD64 and machine.kvm_works() else "tcg"
-    firmwares = machine.firmwares(arch)
+    firmwares = options.firmwares or machine.firmwares(arch)
+    if missing := [name for name in firmwares if name not in machine.firmwares(arch)]:
+        raise InputError(f"{arch} machines have no {missing[0]}", hint="leave out --firmware")
     cores = os.cpu_count() or 1
     together = firmwares if cores >= len(firmwares) else firmwares[:1]
     key = machine.new_key()
@@ -126,7 +139,7 @@ def _ask(
         for position, check in enumerate(checks, 1):
             progress.tell(guest.firmware, f"check {position} of {len(checks)}: {check.name}")
             begin = time.monotonic()
-            passed, output = _make(guest, connection, check)
+            passed, output = make_check(guest, connection, check, options.settings)
             note(check.name, passed, begin, check.run or f"probe {check.probe}", output)
         progress.tell(guest.firmware, "shutting down")
         begin = time.monotonic()
@@ -141,24 +154,31 @@ def _ask(
     return results, boot_seconds
 
 
-def _make(guest: Machine, connection: Any, check: Check) -> tuple[bool, str]:
-    """Make one check: whether it passed, and what it printed."""
+def make_check(guest: Machine, connection: Any, check: Check, settings: Mapping[str, str]) -> tuple[bool, str]:
+    """Make one check in a machine that ``cc`` is logged in to: whether it passed, and what it printed.
+
+    ``connection`` is a fabric.Connection.  A script that is not done within its time is stopped.
+    """
     from invoke.exceptions import CommandTimedOut
 
-    if check.probe is Probe.SSH_PASSWORD_REFUSED:
-        offered = guest.offered_logins("cc")
-        return offered == ["publickey"], f"the ssh server offers: {', '.join(offered)}"
-    if check.probe is Probe.SSH_ROOT_REFUSED:
-        taken = guest.takes_key_of("root")
-        return not taken, "root logged in by key" if taken else "root was refused"
+    if check.probe is not None:
+        return probes.make(check.probe, guest, connection, check.timeout)
     assert check.run is not None
-    script = f"bash --norc -euo pipefail -c {shlex.quote(check.run)}"
+    known = {"SAGE_MACHINE": guest.site.guise, "SAGE_FIRMWARE": guest.firmware, **settings}
+    words = [f"{name}={shlex.quote(value)}" for name, value in known.items()]
+    words += ["timeout", f"--kill-after={_KILL_AFTER}", f"{check.timeout:g}"]
+    words += ["bash", "--norc", "-euo", "pipefail", "-c", shlex.quote(check.run)]
+    begin = time.monotonic()
     try:
-        done = connection.run(script, hide=True, warn=True, in_stream=False, timeout=check.timeout)
+        # Over its time, the machine ends the check; this program gives up only on a machine that does not answer.
+        patience = check.timeout + 3 * _KILL_AFTER
+        done = connection.run(" ".join(words), hide=True, warn=True, in_stream=False, timeout=patience)
     except CommandTimedOut as error:
         said = (error.result.stdout + error.result.stderr)[-_LARGEST_OUTPUT:]
-        return False, f"{said.rstrip()}\nnot done within {check.timeout:g} s"
+        return False, f"{said.rstrip()}\nnot done within {check.timeout:g} s, and it could not be stopped"
     output = (done.stdout + done.stderr)[-_LARGEST_OUTPUT:].rstrip()
+    if done.exited in _STOPPED and time.monotonic() - begin >= check.timeout:
+        return False, f"{output}\nnot done within {check.timeout:g} s: stopped"
     if done.exited != 0:
         output += f"\nexit status {done.exited}"
     return done.exited == 0, output

@@ -216,6 +216,7 @@ def test_checks_that_fail_are_shown_with_command_output_and_console(built: Built
         "description: promises too much\nimage_name: x\nelements: [root-tree]\nchecks:\n"
         "- {name: there is a unicorn, run: 'echo looked everywhere; test -e /unicorn'}\n"
         "- {name: it answers in time, run: 'echo wait; sleep 60', timeout: 2}\n"
+        "- {name: that is over, run: '(! pgrep -x sleep)'}\n"
         "- {name: cc is here, run: 'test $(id -un) = cc'}\n"
     )
     image = built.folder / "Sage-Debian12.zstd.qcow2"
@@ -223,10 +224,11 @@ def test_checks_that_fail_are_shown_with_command_output_and_console(built: Built
         "sage-image", "verify", image, "-v", "broken", "--variants-dir", tmp_path, "--cache-dir", built.cache
     )
     assert done.code == 1
-    assert "4 of 10 checks failed" in done.err
+    assert "4 of 12 checks failed" in done.err
     assert "test -e /unicorn" in done.err
     assert "looked everywhere\n    exit status 1" in done.err
-    assert "not done within 2 s" in done.err
+    assert "] it answers in time\n" in done.err
+    assert "not done within 2 s: stopped" in done.err
     assert "--- the end of the console:" in done.err
     assert "passed  bios" in done.out
 
