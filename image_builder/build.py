@@ -19,7 +19,7 @@ from chameleon_sites.sites import DiskFormat
 from groundwork import console, files, process, products
 from groundwork.errors import InputError
 from groundwork.process import ProcessError
-from image_builder import archive_keys, disk, inside, layers, machine, manifest, rootfs, verify
+from image_builder import archive_keys, disk, inside, layers, machine, manifest, rootfs, sources, verify
 from image_builder.disk import Disk
 from image_builder.manifest import CheckReport, ImageFile, Manifest
 from image_builder.recipe import Recipe
@@ -98,6 +98,7 @@ def imagine(recipe: Recipe, found: Build | None, formats: Sequence[DiskFormat]) 
         files=files_then,
         checks=None,
         stage_seconds={},
+        sources=sources.record(recipe.sources),
     )
 
 
@@ -118,7 +119,7 @@ def check_machine(recipe: Recipe, formats: Sequence[DiskFormat], places: Places,
     if tree:
         rootfs.builder_program()
         archive_keys.check(recipe.archive.keyring, recipe.os_name, recipe.archive.keyring_package)
-        needed |= set(rootfs.PROGRAMS)
+        needed |= set(rootfs.PROGRAMS) | sources.programs(recipe.sources)
     if verified:
         needed |= set(machine.programs(arch))
     process.require(*sorted(needed))

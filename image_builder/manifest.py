@@ -38,6 +38,17 @@ class Package:
 
 
 @dataclass(frozen=True)
+class FurtherSource:
+    """What a variant had fetched: ``digest`` is git's commit (and ``tree`` its tree's) or an archive's SHA-256."""
+
+    name: str
+    url: str
+    digest: str
+    tree: str | None
+    to: str
+
+
+@dataclass(frozen=True)
 class CheckResult:
     """What came of one check on one firmware."""
 
@@ -89,6 +100,7 @@ class Manifest:
     files: tuple[ImageFile, ...]
     checks: CheckReport | None
     stage_seconds: dict[str, float]
+    sources: tuple[FurtherSource, ...] = ()
 
     def file_for(self, formats: tuple[DiskFormat, ...]) -> ImageFile | None:
         """The first of ``formats`` that this build has, or None."""
