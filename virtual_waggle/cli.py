@@ -85,7 +85,9 @@ def _list_images() -> int:
 def _load_images(names: list[str]) -> int:
     from virtual_waggle.containers import load
 
-    for image in load.missing(load.chosen(names, load.stored())):
-        load.load(image)
-        print(f"loaded {image.name}", flush=True)
+    lacking = load.missing(load.chosen(names, load.stored()))
+    if lacking:
+        load.load(lacking)
+    for image in lacking:
+        print(f"loaded {image.name}")
     return 0

@@ -24,7 +24,8 @@ class Layer:
     """Packages unpacked over each other, and what their scripts would have added.
 
     ``users`` are accounts beside the distribution's own; ``folders`` maps a path to its owner; ``links`` a path to
-    what it points at; ``files`` a path to its text.
+    what it points at; ``files`` a path to its text.  ``without`` are patterns of paths that are left out, with all
+    below them.
     """
 
     packages: tuple[str, ...]
@@ -32,6 +33,7 @@ class Layer:
     folders: tuple[tuple[str, str], ...] = ()
     links: tuple[tuple[str, str], ...] = ()
     files: tuple[tuple[str, str], ...] = ()
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ _LAYER: dict[str, Any] = {
     "folders": _BY_PATH,
     "links": _BY_PATH,
     "files": _BY_PATH,
+    "without": {"type": "array", "items": {"type": "string", "pattern": "^/usr/"}},
 }
 SCHEMA = {
     "type": "object",
@@ -144,4 +147,5 @@ def _layer(row: dict[str, Any]) -> Layer:
         folders=tuple(row.get("folders", {}).items()),
         links=tuple(row.get("links", {}).items()),
         files=tuple(row.get("files", {}).items()),
+        without=tuple(row.get("without", ())),
     )

@@ -6,6 +6,7 @@ for the copyright files, manuals and translations are left out.  Each package le
 ``/var/lib/dpkg/status.d``, where scanners look for it.
 """
 
+import hashlib
 import io
 import posixpath
 import re
@@ -30,16 +31,18 @@ _PROGRAMS = ("virtual-waggle", "beehive-server")
 class LayerTar:
     """Writes a layer: first what its definition says, then its packages.
 
-    ``epoch`` is the time of all that comes from no package; ``below`` is the layer below.
+    ``epoch`` is the time of all that comes from no package.
     """
 
-    def __init__(self, output: IO[bytes], definition: Layer, epoch: int, below: "LayerTar | None" = None) -> None:
+    def __init__(self, output: IO[bytes], definition: Layer, epoch: int) -> None:
         self._tar = tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 20)  # noqa: SIM115 - closed below
         self._definition = definition
         self._claimed: set[str] = set()
+        # "*" stands for part of one name
+        patterns = [re.escape(_place(path)).replace(r"\*", "[^/]*") + "(/|$)" for path in definition.without]
+        self._left_out = re.compile("|".join([_LEFT_OUT.pattern, *patterns]))
         self._epoch = epoch
-        self._below = below
-        self._folders: dict[str, tarfile.TarInfo] = {}
+        self._folders: set[str] = set()
         self._seen: set[str] = set()
 
     def close(self) -> None:
@@ -115,7 +118,7 @@ class LayerTar:
 
     def _member(self, deb: Deb, stream: tarfile.TarFile, member: tarfile.TarInfo, tree: Path | None) -> None:
         name = _place(member.name)
-        if not name or name in _MERGED or name in self._claimed or _LEFT_OUT.match(name):
+        if not name or name in _MERGED or name in self._claimed or self._left_out.match(name):
             return
         if member.ischr() or member.isblk() or member.isfifo():
             raise SageError(f"{deb.path} holds a device, {member.name}, which no container image may have")
@@ -143,7 +146,7 @@ class LayerTar:
         if info.isdir():
             if info.name in self._folders:
                 return
-            self._folders[info.name] = info
+            self._folders.add(info.name)
         elif info.name in self._seen:
             # a bug of the distribution's, or one package meant to replace another's file: look at it
             raise SageError(f"two packages of one layer hold {info.name}")
@@ -152,8 +155,7 @@ class LayerTar:
 
     def _parents(self, folder: str) -> None:
         if folder and folder not in self._folders:
-            known = self._below._folders.get(folder) if self._below else None
-            self._add(known or self._info(folder, tarfile.DIRTYPE, 0o755))
+            self._add(self._info(folder, tarfile.DIRTYPE, 0o755))
 
 
 def _place(name: str) -> str:
@@ -161,6 +163,14 @@ def _place(name: str) -> str:
     name = posixpath.normpath("/" + name).lstrip("/")
     first, _, rest = name.partition("/")
     return f"usr/{name}" if first in _MERGED and rest else name
+
+
+def bytecode_digest(tree: Path) -> str:
+    """SHA-256 over the bytecode in ``tree`` that layers may take."""
+    total = hashlib.sha256()
+    for path in sorted((tree / "usr/lib").glob("python3*/**/__pycache__/*.pyc")):
+        total.update(path.relative_to(tree).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
 
 
 def _bytecode(name: str, source: bytes, mtime: int, tree: Path) -> Iterator[tuple[str, bytes]]:

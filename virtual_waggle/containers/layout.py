@@ -140,9 +140,14 @@ def plain(folder: Path, layer: StoredLayer) -> Iterator[IO[bytes]]:
         assert unpacking.stdout is not None
         yield unpacking.stdout
         if unpacking.stdout.read(1) or unpacking.wait(_DEADLINE) != 0:
-            raise SageError(f"the layer {layer.digest} is damaged", hint="build the image anew")
+            raise damaged(layer)
     finally:
         process.stop(unpacking)
+
+
+def damaged(layer: StoredLayer) -> SageError:
+    """The error for a blob that holds something else than it should."""
+    return SageError(f"the layer {layer.digest} is damaged", hint="build the image anew")
 
 
 class _Counting:

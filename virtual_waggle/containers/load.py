@@ -11,20 +11,20 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from groundwork import process
+from groundwork import files, process
 from groundwork.errors import InputError, SageError, unknown
 from groundwork.process import ProcessError
 from virtual_waggle.containers import layout
-from virtual_waggle.containers.layout import StoredImage
+from virtual_waggle.containers.layout import StoredImage, StoredLayer
 
 FOLDER = Path("/opt/virtual-waggle/images")
-_DEADLINE = 1800.0  # seconds for giving Docker one image; emulated machines are slow
+_DEADLINE = 1800.0  # seconds for giving Docker the images; emulated machines are slow
 _ANSWER = 120.0  # seconds for a question to Docker
 
 
-def stored(folder: Path = FOLDER) -> list[StoredImage]:
+def stored(folder: Path | None = None) -> list[StoredImage]:
     """The images that lie on this machine."""
-    return layout.read(folder)
+    return layout.read(folder or FOLDER)
 
 
 def chosen(names: Sequence[str], images: Sequence[StoredImage]) -> list[StoredImage]:
@@ -52,38 +52,53 @@ def missing(images: Sequence[StoredImage]) -> list[StoredImage]:
     return lacking
 
 
-def load(image: StoredImage, folder: Path = FOLDER) -> None:
-    """Give Docker one image, under its name."""
+def load(images: Sequence[StoredImage], folder: Path | None = None) -> None:
+    """Give Docker the images, under their names.  A layer that several have is given once."""
     loading = process.start(["docker", "load", "--quiet"], stdin=-1, stdout=-1, stderr=-2)
     try:
         assert loading.stdin is not None
         assert loading.stdout is not None
         try:
             with tarfile.open(fileobj=loading.stdin, mode="w|", bufsize=1 << 18) as archive:
-                _write(archive, image, folder)
+                _write(archive, images, folder or FOLDER)
             loading.stdin.close()
         except BrokenPipeError:
             pass  # Docker says why
         said = loading.stdout.read().decode(errors="replace").strip()
         if loading.wait(_DEADLINE) != 0:
-            raise SageError(f"Docker does not take {image.name}: {said}", hint="see: systemctl status docker")
+            names = files.join_names([image.name for image in images])
+            raise SageError(f"Docker does not take {names}: {said}", hint="see: systemctl status docker")
     finally:
         process.stop(loading)
 
 
-def _write(archive: tarfile.TarFile, image: StoredImage, folder: Path) -> None:
-    config = "config.json"
-    names = [f"{layer.diff_id.partition(':')[2]}/layer.tar" for layer in image.layers]
-    row = {"Config": config, "RepoTags": [f"{image.name}:latest"], "Layers": names}
-    for name, data in (("manifest.json", json.dumps([row]).encode()), (config, image.config)):
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        archive.addfile(info, io.BytesIO(data))
-    for name, layer in zip(names, image.layers, strict=True):
-        info = tarfile.TarInfo(name)
+def _write(archive: tarfile.TarFile, images: Sequence[StoredImage], folder: Path) -> None:
+    rows = []
+    for position, image in enumerate(images):
+        config = f"config-{position}.json"
+        _add(archive, config, image.config)
+        rows.append({"Config": config, "RepoTags": [f"{image.name}:latest"], "Layers": list(map(_place, image.layers))})
+    _add(archive, "manifest.json", json.dumps(rows).encode())
+    for layer in {layer.diff_id: layer for image in images for layer in image.layers}.values():
+        info = tarfile.TarInfo(_place(layer))
         info.size = layer.plain_size
         with layout.plain(folder, layer) as content:
-            archive.addfile(info, content)
+            try:
+                archive.addfile(info, content)
+            except BrokenPipeError:
+                raise
+            except OSError:  # it ended too early
+                raise layout.damaged(layer) from None
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def _place(layer: StoredLayer) -> str:
+    return f"{layer.diff_id.partition(':')[2]}/layer.tar"
 
 
 def _no_answer(error: ProcessError) -> InputError:
