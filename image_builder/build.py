@@ -30,6 +30,7 @@ from image_builder import (
     manifest,
     papers,
     rootfs,
+    sources,
     verify,
 )
 from image_builder.disk import Disk
@@ -113,6 +114,7 @@ def imagine(recipe: Recipe, found: Build | None, formats: Sequence[DiskFormat]) 
         files=files_then,
         checks=None,
         stage_seconds={},
+        sources=sources.record(recipe.sources),
     )
 
 
@@ -133,7 +135,7 @@ def check_machine(recipe: Recipe, formats: Sequence[DiskFormat], places: Places,
     if tree:
         rootfs.builder_program()
         archive_keys.check(recipe.archive.keyring, recipe.os_name, recipe.archive.keyring_package)
-        needed |= set(rootfs.PROGRAMS)
+        needed |= set(rootfs.PROGRAMS) | sources.programs(recipe.sources)
     if verified:
         needed |= set(machine.programs(arch))
     process.require(*sorted(needed))

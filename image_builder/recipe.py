@@ -23,7 +23,7 @@ from groundwork import documents, files
 from groundwork.documents import Document
 from groundwork.errors import InputError, nearest, unknown
 from image_builder import archive_keys
-from image_builder.variant import Arch, Check, Variant
+from image_builder.variant import Arch, Check, Source, Variant
 
 # Python packages of this project that the image carries; element virtual-waggle installs them.
 PAYLOAD = (groundwork, virtual_waggle)
@@ -35,6 +35,7 @@ _FRAME = "layer"
 _ABOVE = "layer-above"
 # What reaches an element through the environment counts for the layers whose elements name the variable.
 _PAYLOAD_VARIABLE = b"SAGE_PAYLOAD"
+_SOURCES_VARIABLE = b"SAGE_SOURCES"
 
 _REVISION = re.compile(r"^\d{8}T\d{6}Z$")
 _MIRRORS = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -135,6 +136,7 @@ class Recipe:
     element_folders: tuple[Path, ...]
     settings: dict[str, str]
     checks: tuple[Check, ...]
+    sources: tuple[Source, ...]
     space_gib: int
     size_budget_mib: int | None
     digest: str
@@ -212,6 +214,7 @@ def make(
         element_folders=tuple(element_folders),
         settings=chosen,
         checks=variant.checks,
+        sources=variant.sources,
         space_gib=variant.space_gib,
         size_budget_mib=_budget(variant, release, rows),
         digest=files.digest_text(_canonical(content)),
@@ -254,6 +257,9 @@ def _layers(
             "payload": {package.__name__: payload_digest(package) for package in PAYLOAD}
             if any(_mentions(find_element(name, folders), _PAYLOAD_VARIABLE) for name in here)
             else {},
+            "sources": [source.content() for source in variant.sources]
+            if any(_mentions(find_element(name, folders), _SOURCES_VARIABLE) for name in here)
+            else [],
         }
         below = files.digest_text(_canonical(content))
         layers.append(

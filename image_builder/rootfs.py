@@ -20,7 +20,7 @@ from pathlib import Path
 from groundwork import console, files, process, products
 from groundwork.errors import InputError, SageError
 from groundwork.process import ProcessError
-from image_builder import archive_errors, archive_keys, inside, layers, privilege
+from image_builder import archive_errors, archive_keys, inside, layers, privilege, sources
 from image_builder.disk import ROOT_LABEL
 from image_builder.manifest import Package
 from image_builder.recipe import PAYLOAD, Layer, Recipe
@@ -28,7 +28,7 @@ from image_builder.wanted import link_elements
 
 _DEADLINE = 12 * 3600.0  # seconds for all of a recipe's layers
 _GIB = 1 << 30
-PROGRAMS = ("debootstrap", "mmdebstrap", "dpkg-query", "fstrim", "unshare")
+PROGRAMS = ("debootstrap", "mmdebstrap", "dpkg-deb", "dpkg-query", "fstrim", "unshare", "zstd")
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ def _build_layers(
     for package in PAYLOAD:
         source = Path(str(package.__file__)).parent
         shutil.copytree(source, payload / package.__name__, ignore=shutil.ignore_patterns("__pycache__"))
+    sources.prepare(recipe.sources, cache, work / "sources", stage.detail)
     files.make_folder(cache / "layers")
     job = inside.LayersJob(
         below=tuple(below),
@@ -233,6 +234,7 @@ def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path) -> inside.
         "SAGE_DISTRO": recipe.os_name.lower(),
         "SAGE_PAYLOAD": str(work / "payload"),
         "SAGE_ROOT_LABEL": ROOT_LABEL,
+        "SAGE_SOURCES": str(work / "sources"),
         "SOURCE_DATE_EPOCH": str(recipe.epoch),
         "TZ": "UTC",
         "USER": "root",

@@ -7,14 +7,14 @@ may extend ours.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from groundwork import documents
 from groundwork.compat import StrEnum
 from groundwork.documents import Document
-from groundwork.errors import unknown
+from groundwork.errors import InputError, unknown
 
 
 class Arch(StrEnum):
@@ -31,6 +31,36 @@ class Probe(StrEnum):
     SSH_ROOT_REFUSED = "ssh-root-refused"
     FIREWALL = "firewall"  # on bare metal ssh alone comes in, in a virtual machine all
     LOGIN_MESSAGE = "login-message"  # shows Chameleon's vendor data, and nothing wrong where there is none
+
+
+class SourceKind(StrEnum):
+    """What a further source is."""
+
+    GIT = "git"
+    ARCHIVE = "archive"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is fetched from ``url`` and put into the image as the folder ``to``.
+
+    ``digest`` is git's commit, or an archive's SHA-256; ``tree`` is the digest of the commit's tree.  ``where``
+    says of each key the file, line and key, for errors.
+    """
+
+    name: str
+    kind: SourceKind
+    url: str
+    digest: str
+    tree: str | None
+    to: str
+    where: dict[str, str] = field(repr=False, compare=False)
+
+    def content(self) -> dict[str, str | None]:
+        """What of it makes the image."""
+        row = asdict(self)
+        del row["where"]
+        return row
 
 
 @dataclass(frozen=True)
@@ -73,6 +103,7 @@ class Variant:
     layers: tuple[Group, ...]
     settings: dict[str, str]
     checks: tuple[Check, ...]
+    sources: tuple[Source, ...]
     space_gib: int
     size_budget_mib: dict[str, int]
     origins: dict[tuple[str, str], tuple[Document, tuple[str | int, ...]]] = field(repr=False, compare=False)
@@ -107,6 +138,33 @@ _CHECK = {
     },
 }
 _BUDGET = {"type": "integer", "minimum": 1, "maximum": 1 << 20}
+_DIGEST = "^([0-9a-f]{40}|[0-9a-f]{64})$"
+_SOURCE = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name", "to"],
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+        "git": {
+            "type": "string",
+            "pattern": "^(https?|git|ssh)://[^ ]+$",
+            "description": "an address as https://host/path of a git repository",
+        },
+        "commit": {"type": "string", "pattern": _DIGEST, "description": "a commit's full digest"},
+        "tree": {"type": "string", "pattern": _DIGEST, "description": "what git rev-parse COMMIT^{tree} says"},
+        "archive": {
+            "type": "string",
+            "pattern": "^https?://[^ ]+$",
+            "description": "an address as https://host/path of a tar archive",
+        },
+        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "what sha256sum says of the archive"},
+        "to": {
+            "type": "string",
+            "pattern": "^/(opt|srv|usr/local)(/[A-Za-z0-9_][A-Za-z0-9._-]*)+$",
+            "description": "a folder below /opt, /srv or /usr/local",
+        },
+    },
+}
 SCHEMA = {
     "type": "object",
     "additionalProperties": False,
@@ -119,6 +177,7 @@ SCHEMA = {
         "packages": _TEXTS,
         "settings": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
         "checks": {"type": "array", "items": _CHECK},
+        "sources": {"type": "array", "items": _SOURCE},
         "space_gib": {"type": "integer", "minimum": 1, "maximum": 1000},
         "size_budget_mib": {
             "anyOf": [_BUDGET, {"type": "object", "minProperties": 1, "additionalProperties": _BUDGET}],
@@ -126,6 +185,7 @@ SCHEMA = {
         },
     },
 }
+_SOURCES_ELEMENT = "sources"  # puts them into the image
 _DEFAULT_TIMEOUT = 60.0
 _DEFAULT_SPACE_GIB = 6
 
@@ -173,6 +233,7 @@ def _merge(name: str, chain: Sequence[Document]) -> Variant:
     settings: dict[str, str] = {}
     checks: dict[str, Check] = {}
     budget: dict[str, int] = {}
+    sources: dict[str, Source] = {}
     for document in reversed(chain):
         data = document.data
         scalars.update({key: data[key] for key in ("description", "image_name", "arches", "space_gib") if key in data})
@@ -193,7 +254,14 @@ def _merge(name: str, chain: Sequence[Document]) -> Variant:
                 probe=Probe(row["probe"]) if "probe" in row else None,
                 timeout=float(row.get("timeout", _DEFAULT_TIMEOUT)),
             )
+        for position, row in enumerate(data.get("sources", [])):
+            source = _source(document, position, row)
+            sources[source.name] = source  # as with checks
+            if ("elements", _SOURCES_ELEMENT) not in origins:
+                layers.append(Group((_SOURCES_ELEMENT,), ()))
+                origins["elements", _SOURCES_ELEMENT] = (document, ("sources",))
     itself = chain[0]
+    _check_places(list(sources.values()))
     for key in ("image_name", "description"):
         if key not in scalars:
             raise itself.error([], f"the key {key!r} is missing, here and in what it extends")
@@ -213,6 +281,7 @@ def _merge(name: str, chain: Sequence[Document]) -> Variant:
         layers=tuple(layers),
         settings=settings,
         checks=tuple(checks.values()),
+        sources=tuple(sources.values()),
         space_gib=scalars.get("space_gib", _DEFAULT_SPACE_GIB),
         size_budget_mib=budget,
         origins=origins,
@@ -250,3 +319,28 @@ def _layers(document: Document, origins: dict[tuple[str, str], tuple[Document, t
         last = found.pop() if found else Group((), ())
         found.append(Group(last.elements, tuple(packages)))
     return found
+
+
+def _source(document: Document, position: int, row: dict[str, Any]) -> Source:
+    name = row["name"]
+    if ("git" in row) == ("archive" in row):
+        raise document.error(["sources", position], f"source {name!r} needs either 'git' or 'archive'")
+    kind = SourceKind.GIT if "git" in row else SourceKind.ARCHIVE
+    needed = ("commit", "tree") if kind is SourceKind.GIT else ("sha256",)
+    for key in ("commit", "tree", "sha256"):
+        if (key in needed) != (key in row):
+            problem = "lacks the key" if key in needed else "is no use for the key"
+            raise document.error(["sources", position], f"source {name!r} with '{kind}' {problem} {key!r}")
+    where = {
+        key: f"{document.path}:{document.line(['sources', position, key], of_key=True)}: sources[{position}].{key}"
+        for key in row
+    }
+    return Source(name, kind, row[kind], row[needed[0]], row.get("tree"), row["to"], where)
+
+
+def _check_places(sources: Sequence[Source]) -> None:
+    """Raise InputError where two sources would lie in one place, or one in another."""
+    for one in sources:
+        for other in sources:
+            if one is not other and f"{one.to}/".startswith(f"{other.to}/"):
+                raise InputError(f"{one.where['to']}: {one.to} is where source {other.name!r} lies already")

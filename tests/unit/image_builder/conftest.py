@@ -35,6 +35,8 @@ def folders(tmp_path: Path) -> Folders:
     made = Folders(tmp_path / "variants", tmp_path / "elements")
     made.variants.mkdir()
     made.elements.mkdir()
+    made.element("layer", deps="package-installs\n")  # every recipe has these two
+    made.element("layer-above", deps="layer\n")
     return made
 
 

@@ -20,8 +20,6 @@ def ready(folders: Folders) -> Folders:
     folders.variant("base", BASE)
     folders.element("one", deps="two\npackage-installs\n", settings=SETTINGS)
     folders.element("two")
-    folders.element("layer", deps="package-installs\n")
-    folders.element("layer-above", deps="layer\n")
     return folders
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -45,3 +46,18 @@ def test_an_unknown_word_is_wrong_input(
 ) -> None:
     assert call(program, name, words, monkeypatch) == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_images_asks_what_to_do_with_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(cli.virtual_waggle, "virtual-waggle", ["images"], monkeypatch) == 2
+    assert "list|load" in capsys.readouterr().err
+    assert call(cli.virtual_waggle, "virtual-waggle", ["images", "lod"], monkeypatch) == 2
+    assert "lod" in capsys.readouterr().err
+
+
+def test_a_machine_without_images_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("virtual_waggle.containers.load.FOLDER", Path("/nowhere"))
+    assert call(cli.virtual_waggle, "virtual-waggle", ["images", "load"], monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert "can't read" in said
+    assert "is this a Sage image?" in said
