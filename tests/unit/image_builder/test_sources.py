@@ -77,7 +77,8 @@ def test_a_mistake_is_named_with_its_place(folders: Folders, old: str, new: str,
 
 def test_sources_are_ingredients_but_not_where_they_were_named(folders: Folders) -> None:
     folders.element("one", settings="SAGE_KEY: {type: string}\n")
-    folders.element("sources")
+    hook = folders.element("sources") / "install.d/50-sources"
+    hook.write_text("#!/bin/bash\nls $SAGE_SOURCES\n")
 
     def digest(text: str) -> str:
         folders.variant("base", text)
