@@ -306,3 +306,28 @@ def test_create_image_ends_with_2_for_a_wrong_digest_before_anything_is_built(
     assert done.code == 2, done.err
     assert f"mine.yaml:4: sources[0].sha256: the file's SHA-256 is {archive}" in done.err
     assert not (tmp_path / "cache/dib").exists()
+
+
+# ------------------------------------------------------------------------------------------------ into the image's tree
+
+
+def test_the_element_puts_a_source_in_its_place_and_nothing_over_another(
+    server: Server, repository: Repository, tmp_path: Path
+) -> None:
+    found = load(tmp_path / "v", named(f"{server.url}/git/plugin.git", repository))
+    laid = sources.prepare(found, tmp_path / "cache", tmp_path / "laid")
+    script = Path(__file__).parents[2] / "elements/sources/extra-data.d/50-sources"
+    env = {**os.environ, "SAGE_SOURCES": str(laid), "TMP_MOUNT_PATH": str(tmp_path / "tree")}
+
+    def put() -> "subprocess.CompletedProcess[str]":
+        command: list[str | Path] = ["unshare", "--user", "--map-root-user", "--", script]
+        return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    done = put()
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tree/opt/p/run").stat().st_mtime == WHEN
+    assert os.readlink(tmp_path / "tree/opt/p/link") == "app.py"
+    assert not (tmp_path / "tree/opt/p/to").exists()
+    again = put()
+    assert again.returncode == 1
+    assert "source p: /opt/p is in the image already" in again.stderr
