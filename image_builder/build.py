@@ -37,7 +37,7 @@ from image_builder.disk import Disk
 from image_builder.manifest import CheckReport, ImageFile, Manifest
 from image_builder.papers import Circumstances
 from image_builder.recipe import Recipe
-from image_builder.software import Software
+from image_builder.software import Software, containers
 from image_builder.trees import Trees, log_of
 
 _GIB = 1 << 30
@@ -340,7 +340,7 @@ def _disk(
     result = products.load(inside.MadeDisk, job.result)
     made = Disk(result.disk_size, result.tree_size, result.files)
     budget.check(recipe, inventory.read(fresh / inventory.INVENTORY), output)
-    software = Software(tree.packages, result.python)
+    software = Software(tree.packages, result.python, containers(tree.layers))
     facts = _Facts(f"{now:%Y%m%dT%H%M%SZ}-{recipe.digest[:8]}", now.strftime("%Y-%m-%dT%H:%M:%SZ"), software)
     products.save(facts, fresh / "facts.json")
     products.save(made, fresh / "disk.json")

@@ -5,8 +5,9 @@ Read from what lies in the tree: dpkg's database and the metadata of Python pack
 told by whoever put them there.
 """
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
 from pathlib import Path
@@ -16,6 +17,7 @@ from image_builder import inventory
 from image_builder.inventory import Entry, Kind
 from image_builder.manifest import Package
 from image_builder.recipe import PAYLOAD, payload_digest
+from virtual_waggle.containers.make import RECORD, STORE
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,18 @@ def python_packages(root: Path, entries: Iterable[Entry]) -> tuple[PythonPackage
                 PythonPackage(module.__name__, groundwork.__version__, folder, tree_digest=payload_digest(module))
             )
     return tuple(found)
+
+
+def containers(trees: Sequence[Path]) -> tuple[ContainerImage, ...]:
+    """The container images of a tree in layers, the lowest first, as element ``waggle-stacks`` recorded them."""
+    for tree in reversed(trees):
+        record = tree / STORE / RECORD
+        if record.exists():
+            return tuple(
+                ContainerImage(row["name"], row["digest"], tuple(Package(**package) for package in row["packages"]))
+                for row in json.loads(record.read_bytes())
+            )
+    return ()
 
 
 def survey(root: Path, path: Path) -> tuple[PythonPackage, ...]:

@@ -159,7 +159,13 @@ def test_the_record_lists_each_images_packages(world: World) -> None:
     rows = json.loads((world.make("store") / make.RECORD).read_text())
     assert [row["name"] for row in rows] == ["sage/other", "sage/waggle"]
     assert [package["name"] for package in rows[1]["packages"]] == ["base", "module", "tool"]
-    assert rows[0]["packages"][0] == {"name": "base", "version": "1.0", "arch": "amd64", "source": "base"}
+    assert rows[0]["packages"][0] == {
+        "name": "base",
+        "version": "1.0",
+        "arch": "amd64",
+        "source": "base",
+        "source_version": "1.0",
+    }
     assert rows[0]["digest"].startswith("sha256:")
 
 

@@ -18,8 +18,8 @@ _DEADLINE = 120.0  # seconds for one package
 class Deb:
     """A package's file.
 
-    ``source`` is the name of the source package; ``needs`` are the dependencies' alternatives, by name; ``control``
-    is the whole control file.
+    ``source`` and ``source_version`` are the source package's; ``needs`` are the dependencies' alternatives, by
+    name; ``control`` is the whole control file.
     """
 
     path: Path
@@ -27,6 +27,7 @@ class Deb:
     version: str
     arch: str
     source: str
+    source_version: str
     provides: tuple[str, ...]
     needs: tuple[tuple[str, ...], ...]
     control: str
@@ -49,8 +50,18 @@ def parse(path: Path, control: str) -> Deb:
         raise SageError(f"{path} is no package: it has no field {error}") from None
     relations = [fields[key] for key in ("pre-depends", "depends") if fields.get(key)]
     needs = [_names(group, "|") for relation in relations for group in relation.split(",")]
-    source = fields.get("source", name).split(" ")[0]
-    return Deb(path, name, version, arch, source, _names(fields.get("provides", ""), ","), tuple(needs), control)
+    source, _, other = fields.get("source", name).partition(" ")  # with its version where that is another
+    return Deb(
+        path,
+        name,
+        version,
+        arch,
+        source,
+        other.strip("()") or version,
+        _names(fields.get("provides", ""), ","),
+        tuple(needs),
+        control,
+    )
 
 
 def closure(wanted: Iterable[str], available: Iterable[Deb]) -> list[Deb]:

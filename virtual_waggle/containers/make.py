@@ -46,8 +46,8 @@ def make(wanted: Definition, found: Sequence[Deb], tree: Path, store: Path, cach
     """Write the layout and, beside it, the record of what the images hold (``images.json``).
 
     The record is a list with, for each image, ``name``, ``digest`` (the manifest's), ``size`` (bytes, stored) and
-    ``packages``: ``name``, ``version``, ``arch`` and ``source`` of each.  A layer whose packages, definition and
-    bytecode are those of an earlier build comes from ``cache``.
+    ``packages``: ``name``, ``version``, ``arch``, ``source`` and ``source_version`` of each.  A layer
+    whose packages, definition and bytecode are those of an earlier build comes from ``cache``.
     """
     common = [str(epoch), layers.bytecode_digest(tree), files.digest_tree(Path(__file__).parent)]
     common.append(process.run(["zstd", "--version"], timeout=30))
@@ -159,7 +159,7 @@ def _record(store: Path, lists: dict[str, list[Deb]]) -> None:
     rows = []
     for image in layout.read(store):
         packages = [
-            {"name": deb.name, "version": deb.version, "arch": deb.arch, "source": deb.source}
+            {key: getattr(deb, key) for key in ("name", "version", "arch", "source", "source_version")}
             for deb in lists[image.name]
         ]
         size = sum(layer.size for layer in image.layers)

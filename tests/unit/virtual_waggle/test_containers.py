@@ -79,7 +79,9 @@ def test_a_control_file_is_read_as_dpkg_does() -> None:
         "Description: short\n Depends: not a field\n"
     )
     found = debs.parse(Path("a.deb"), text)
-    assert (found.name, found.version, found.arch, found.source) == ("a", "1:2.3-4", "all", "src")
+    assert (found.name, found.version, found.arch) == ("a", "1:2.3-4", "all")
+    assert (found.source, found.source_version) == ("src", "1.0")
+    assert deb("b").source_version == "1:2.3-4"
     assert found.needs == (("libc6",), ("init-system-helpers",), ("python3",), ("mawk", "gawk"))
     assert found.provides == ("awk", "b")
 
