@@ -121,7 +121,7 @@ def _build_layers(
         script = _last_script(log)
         at = f" in {script}" if script else ""
         raise SageError(
-            f"diskimage-builder failed{at}: {error}; the end of its log:\n\n{files.tail(log, 25)}\n",
+            f"diskimage-builder failed{at}: {error}; the end of its log:\n\n{_end_of(log)}\n",
             hint=f"the whole log: {log}",
         ) from None
 
@@ -263,6 +263,16 @@ def builder_program() -> Path:
     if not found:
         raise InputError("disk-image-create is not installed", hint="pip install diskimage-builder")
     return Path(found)
+
+
+# What diskimage-builder says while it takes away what it made; the lines that tell come before.
+_CLEANING = re.compile(r"Unmount |umount: |(INFO|WARNING) diskimage_builder|\+\+? |dib-run-parts Sourcing")
+
+
+def _end_of(log: Path) -> str:
+    """The last lines of a log that tell why it ends."""
+    lines = [line for line in files.tail(log, 500).splitlines() if not _CLEANING.match(line)]
+    return "\n".join(lines[-25:])
 
 
 _SCRIPT = re.compile(r"dib-run-parts Running \S*/hooks?/?(\S+)|dib-run-parts Running \S*/in_target\.d/(\S+)")
