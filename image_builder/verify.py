@@ -25,6 +25,8 @@ _LOGIN = "login as cc by key"
 _SHUTDOWN = "shuts down cleanly"
 _LARGEST_OUTPUT = 4096  # characters kept of what a check printed
 _KILL_AFTER = 5  # seconds that a check over its time has to end by itself
+# A script that ends early says where.
+_PREAMBLE = "trap 'echo \"failed: $BASH_COMMAND\" >&2' ERR\n"
 _STOPPED = (124, 137)  # the exit status of timeout(1), and of what it killed
 
 
@@ -167,7 +169,7 @@ def make_check(guest: Machine, connection: Any, check: Check, settings: Mapping[
     known = {"SAGE_MACHINE": guest.site.guise, "SAGE_FIRMWARE": guest.firmware, **settings}
     words = [f"{name}={shlex.quote(value)}" for name, value in known.items()]
     words += ["timeout", f"--kill-after={_KILL_AFTER}", f"{check.timeout:g}"]
-    words += ["bash", "--norc", "-euo", "pipefail", "-c", shlex.quote(check.run)]
+    words += ["bash", "--norc", "-euo", "pipefail", "-c", shlex.quote(_PREAMBLE + check.run)]
     begin = time.monotonic()
     try:
         # Over its time, the machine ends the check; this program gives up only on a machine that does not answer.

@@ -226,7 +226,7 @@ def test_checks_that_fail_are_shown_with_command_output_and_console(built: Built
     assert done.code == 1
     assert "4 of 12 checks failed" in done.err
     assert "test -e /unicorn" in done.err
-    assert "looked everywhere\n    exit status 1" in done.err
+    assert "looked everywhere\n    failed: test -e /unicorn\n    exit status 1" in done.err
     assert "] it answers in time\n" in done.err
     assert "not done within 2 s: stopped" in done.err
     assert "--- the end of the console:" in done.err
