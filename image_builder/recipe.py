@@ -180,7 +180,7 @@ def make(
     row = rows[release]
     archive = _archive(row, release, arch, mirror, keyring, revision)
     elements = _elements(variant, row["element"], element_folders)
-    chosen = _settings(variant, element_folders, elements.digests, overrides)
+    chosen = _settings(variant, element_folders, elements.digests, overrides, release)
     source = asdict(archive)
     # Where the keyring is on this machine says nothing of the image; which keys a user trusts does.
     del source["keyring"], source["keyring_package"]
@@ -402,18 +402,26 @@ def _no_element(name: str, named_in: Document | Path, variant: Variant, folders:
 
 
 def _settings(
-    variant: Variant, folders: Sequence[Path], elements: Iterable[str], overrides: Mapping[str, tuple[str, str]]
+    variant: Variant,
+    folders: Sequence[Path],
+    elements: Iterable[str],
+    overrides: Mapping[str, tuple[str, str]],
+    release: str,
 ) -> dict[str, str]:
-    """The settings of the variant and of flags, checked against the schemas of its elements."""
+    """The settings of the variant and of flags, checked against the schemas of its elements for this release."""
     from jsonschema import Draft202012Validator
 
     known: dict[str, Any] = {}
     for name in elements:
-        known.update(_schema(name, folders))
+        for key, schema in _schema(name, folders).items():
+            known[key] = {**schema, **_of_release(schema, release, name, key, variant)}
 
     def complaint(key: str, value: str) -> tuple[str, str | None] | None:
         if key in known:
             for error in Draft202012Validator(known[key]).iter_errors(value):
+                if "releases" in known[key]:
+                    here = ", ".join(filter(None, known[key]["enum"]))
+                    return f"{release} does not have {value!r}", f"it has: {here}"
                 return error.message, known[key].get("description")
         elif not key.startswith("DIB_"):  # stock elements have no schema to check against
             return "no element of this variant takes this setting", nearest(key, known)
@@ -427,6 +435,20 @@ def _settings(
         if found := complaint(key, value):
             raise InputError(f"{flag}: {found[0]} ({key}); the variant is {variant.name}", hint=found[1])
     return {**variant.settings, **{key: value for key, (_, value) in overrides.items()}}
+
+
+def _of_release(schema: Mapping[str, Any], release: str, element: str, key: str, variant: Variant) -> dict[str, Any]:
+    """What a setting's schema says of this release alone: its key ``releases`` has the values that each has."""
+    releases = schema.get("releases")
+    if releases is None:
+        return {}
+    if release not in releases:
+        raise InputError(
+            f"variant {variant.name} can't be made of {release}: its element {element} is not for it",
+            hint=f"it is for: {', '.join(releases)}",
+        )
+    row: dict[str, Any] = releases[release]
+    return row
 
 
 def _schema(element: str, folders: Sequence[Path]) -> dict[str, Any]:
