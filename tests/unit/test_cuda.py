@@ -54,7 +54,7 @@ def test_driver_modules_and_toolkit_are_the_distributions(path: Path) -> None:
 
 def test_a_version_that_the_release_lacks_is_answered_with_those_it_has() -> None:
     assert make(SAGE_CUDA_VERSION="11.8").settings["SAGE_CUDA_VERSION"] == "11.8"
-    with pytest.raises(InputError, match="bookworm does not have '12.4'") as caught:
+    with pytest.raises(InputError, match=r"bookworm does not have '12\.4'") as caught:
         make(SAGE_CUDA_VERSION="12.4")
     assert caught.value.hint == "it has: 11.8"
     assert caught.value.exit_code == 2

@@ -197,7 +197,7 @@ def test_a_setting_may_have_its_own_values_for_each_release(ready: Folders) -> N
     path.write_text(path.read_text().replace("[one]", "[one, three]"))
     flag = {"SAGE_NUMBER": ("--number", "12.4")}
     assert make(ready, "noble", overrides=flag).settings["SAGE_NUMBER"] == "12.4"
-    with pytest.raises(InputError, match="--number: bookworm does not have '12.4'") as caught:
+    with pytest.raises(InputError, match=r"--number: bookworm does not have '12\.4'") as caught:
         make(ready, "bookworm", overrides=flag)
     assert caught.value.hint == "it has: 11.8"
     with pytest.raises(InputError, match="variant base can't be made of jammy: its element three") as caught:
