@@ -50,7 +50,8 @@ class Foreign:
         index = stanza({**control, **file}).encode()
         (folder / "Packages").write_bytes(index)
         sums = f"SHA256:\n {hashlib.sha256(index).hexdigest()} {len(index)} Packages\n"
-        (folder / "Release").write_text(stanza({"Origin": "a stand-in", "Date": "Sat, 01 Nov 2025 00:00:00 UTC"}) + sums)
+        release = {"Origin": "a stand-in", "Date": "Sat, 01 Nov 2025 00:00:00 UTC"}
+        (folder / "Release").write_text(stanza(release) + sums)
         key.sign(folder / "Release", folder / "InRelease")
 
 
