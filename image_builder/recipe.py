@@ -40,6 +40,7 @@ _SOURCES_VARIABLE = b"SAGE_SOURCES"
 _REVISION = re.compile(r"^\d{8}T\d{6}Z$")
 _MIRRORS = {"type": "object", "additionalProperties": {"type": "string"}}
 _TEXTS = {"type": "array", "items": {"type": "string"}}
+_COMPONENTS = {"type": "object", "additionalProperties": _TEXTS}
 _RELEASES = {
     "type": "object",
     "additionalProperties": {
@@ -120,7 +121,8 @@ class Recipe:
 
     ``layers`` are in the order in which they are built, the base system first; ``element_digests`` has every
     element of ours and of the user's among them and those they depend on.  ``digest`` (SHA-256) says what the
-    image will hold; ``checks_digest`` what is asked of it.  :func:`image_builder.planning.settle` adds the archive's
+    image will hold; ``checks_digest`` what is asked of it.  ``more_components`` of the archive are those that elements
+    add for their layers.  :func:`image_builder.planning.settle` adds the archive's
     part: ``indexes``, and ``epoch``, the time (seconds since 1970) of all that a build makes.
     """
 
@@ -141,6 +143,7 @@ class Recipe:
     size_budget_mib: int | None
     digest: str
     checks_digest: str
+    more_components: tuple[str, ...] = ()
     epoch: int = 0
     indexes: Indexes | None = None
 
@@ -216,6 +219,7 @@ def make(
         checks=variant.checks,
         sources=variant.sources,
         space_gib=variant.space_gib,
+        more_components=_more_components(elements.digests, element_folders, row),
         size_budget_mib=_budget(variant, release, rows),
         digest=files.digest_text(_canonical(content)),
         checks_digest=files.digest_text(_canonical([asdict(check) for check in variant.checks])),
@@ -449,6 +453,17 @@ def _of_release(schema: Mapping[str, Any], release: str, element: str, key: str,
         )
     row: dict[str, Any] = releases[release]
     return row
+
+
+def _more_components(elements: Iterable[str], folders: Sequence[Path], row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The components of the archive that elements add: ``archive-components.yaml``, by distribution."""
+    found: dict[str, None] = {}
+    for name in elements:
+        folder = find_element(name, folders)
+        path = folder / "archive-components.yaml" if folder else None
+        if path is not None and path.exists():
+            found |= dict.fromkeys(documents.load(path, _COMPONENTS).data.get(row["os"].lower(), []))
+    return tuple(name for name in found if name not in row["components"])
 
 
 def _schema(element: str, folders: Sequence[Path]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,10 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from image_builder import manifest
+from image_builder import manifest, recipe, variant
 from image_builder.cli import project_folder
+from image_builder.recipe import Recipe
+from image_builder.variant import Arch
+from image_builder.wanted import wanted
 from tests.integration import commands, tiny_archive
 from tests.integration.tiny_archive import Key, stanza
+from tests.package_names import CUDA_ASKED_FOR
 
 ELEMENT = project_folder("elements") / "cuda"
 PACKAGE = "nvidia-container-toolkit"
@@ -83,15 +88,18 @@ def fetch_key(setting: str, root: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def update(setting: str, root: Path) -> "subprocess.CompletedProcess[str]":
-    """What the element and apt do inside, with ``root``'s /etc/apt in the place of this machine's."""
-    (root / "etc/apt/sources.list.d").mkdir(parents=True, exist_ok=True)
+    """What the element and apt do inside, with ``root``'s /etc in the place of this machine's."""
+    for name in ("apt/sources.list.d", "dpkg/dpkg.cfg.d"):
+        (root / "etc" / name).mkdir(parents=True, exist_ok=True)
+    for name in ("group", "nsswitch.conf", "passwd"):
+        shutil.copy(Path("/etc", name), root / "etc")
     for name in ("lists/partial", "cache/archives/partial"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "status").touch()
     apt = f"-o Dir::State={root} -o Dir::State::status={root}/status -o Dir::Cache={root}/cache"
     apt += " -o APT::Sandbox::User=root -o Acquire::Languages=none"
     script = (
-        f"mount --bind {root}/etc/apt /etc/apt && {ELEMENT}/pre-install.d/20-cuda && "
+        f"mount --bind {root}/etc /etc && {ELEMENT}/pre-install.d/20-cuda && "
         f"apt-get {apt} update && apt-get {apt} --simulate install {PACKAGE}"
     )
     env = {**os.environ, "SAGE_NVIDIA_CONTAINER_TOOLKIT": setting, "DISTRO_NAME": "ubuntu", "LC_ALL": "C.UTF-8"}
@@ -127,6 +135,31 @@ def test_without_the_setting_nothing_foreign_is_trusted(tmp_path: Path) -> None:
     assert fetch_key("", tmp_path).returncode == 0
     assert "Unable to locate package" in update("", tmp_path).stderr
     assert [path for path in (tmp_path / "etc/apt").rglob("*") if path.is_file()] == []
+
+
+def _recipe(release: str) -> Recipe:
+    found = variant.load("base-cuda", [project_folder("variants")])
+    return recipe.make(found, release, Arch.AMD64, element_folders=[project_folder("elements")])
+
+
+def names(release: str) -> set[str]:
+    layer = _recipe(release).layers[-1]
+    distribution = recipe.releases()[release]["os"].lower()
+    asked = wanted(
+        layer.elements,
+        [project_folder("elements")],
+        os_name=distribution,
+        release=release,
+        arch=Arch.AMD64,
+        settings={"SAGE_ARCHIVE_KEYS": "", "SAGE_DISTRO": distribution},
+        done=layer.done,
+    )
+    return {one.name for one in asked if one.element == "cuda"}
+
+
+@pytest.mark.parametrize("release", sorted(CUDA_ASKED_FOR))
+def test_driver_and_toolkit_are_the_distributions(release: str) -> None:
+    assert names(release) == CUDA_ASKED_FOR[release]
 
 
 @pytest.mark.long
