@@ -93,6 +93,7 @@ def update(setting: str, root: Path) -> "subprocess.CompletedProcess[str]":
         (root / "etc" / name).mkdir(parents=True, exist_ok=True)
     for name in ("group", "nsswitch.conf", "passwd"):
         shutil.copy(Path("/etc", name), root / "etc")
+    shutil.copytree("/etc/alternatives", root / "etc/alternatives", symlinks=True, dirs_exist_ok=True)
     for name in ("lists/partial", "cache/archives/partial"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "status").touch()
