@@ -26,11 +26,11 @@ ASKED_FOR = {
 
 # What element cuda adds, in restricted and multiverse (Ubuntu) and in contrib and non-free (Debian).
 _CUDA_UBUNTU = {
-    *("linux-modules-nvidia-580-server-generic", "nvidia-cuda-toolkit", "nvidia-headless-no-dkms-580-server"),
+    *("g++", "linux-modules-nvidia-580-server-generic", "nvidia-cuda-toolkit", "nvidia-headless-no-dkms-580-server"),
     "nvidia-utils-580-server",
 }
 _CUDA_DEBIAN = {
-    *("libc6-dev", "libcuda1", "linux-headers-amd64", "nvidia-cuda-toolkit", "nvidia-kernel-dkms", "nvidia-modprobe"),
+    *("g++", "libcuda1", "linux-headers-amd64", "nvidia-cuda-toolkit", "nvidia-kernel-dkms", "nvidia-modprobe"),
     *("nvidia-persistenced", "nvidia-smi"),
 }
 CUDA_ASKED_FOR = {
