@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from groundwork.errors import InputError
-from image_builder import recipe, variant
+from image_builder import planning, recipe, variant
 from image_builder.cli import project_folder
 from image_builder.recipe import Recipe
 from image_builder.variant import Arch
@@ -35,6 +35,8 @@ def test_the_archives_further_components_are_for_the_cuda_layer() -> None:
     assert make().more_components == ("contrib", "non-free", "non-free-firmware")
     assert make().archive.components == ("main",)
     assert make("sage").more_components == ()
+    for source in planning.sources(make()):
+        assert source.components == ("main", "contrib", "non-free", "non-free-firmware")
     assert make(release="noble").more_components == ()  # Ubuntu's are there already
     for script in ("pre-install.d/20-cuda", "cleanup.d/81-cuda"):
         assert f" {' '.join(make().more_components)}/" in (ELEMENT / script).read_text()
