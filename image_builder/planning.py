@@ -64,9 +64,8 @@ def settle(recipe: Recipe, cache: Path, *, refresh: bool) -> Recipe:
 def sources(recipe: Recipe) -> tuple[Source, ...]:
     """The suites that a build of the recipe takes packages from."""
     made = recipe.archive
-    return archive.sources(
-        made.mirror, made.security_mirror, recipe.release, made.components, snapshot=made.is_snapshot
-    )
+    components = (*made.components, *recipe.more_components)
+    return archive.sources(made.mirror, made.security_mirror, recipe.release, components, snapshot=made.is_snapshot)
 
 
 def _plan(state: State, names: Sequence[str], below: Sequence[Planned], asked: Sequence[Wanted]) -> tuple[Planned, ...]:

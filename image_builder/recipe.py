@@ -40,6 +40,7 @@ _SOURCES_VARIABLE = b"SAGE_SOURCES"
 _REVISION = re.compile(r"^\d{8}T\d{6}Z$")
 _MIRRORS = {"type": "object", "additionalProperties": {"type": "string"}}
 _TEXTS = {"type": "array", "items": {"type": "string"}}
+_COMPONENTS = {"type": "object", "additionalProperties": _TEXTS}
 _RELEASES = {
     "type": "object",
     "additionalProperties": {
@@ -120,7 +121,8 @@ class Recipe:
 
     ``layers`` are in the order in which they are built, the base system first; ``element_digests`` has every
     element of ours and of the user's among them and those they depend on.  ``digest`` (SHA-256) says what the
-    image will hold; ``checks_digest`` what is asked of it.  :func:`image_builder.planning.settle` adds the archive's
+    image will hold; ``checks_digest`` what is asked of it.  ``more_components`` of the archive are those that elements
+    add for their layers.  :func:`image_builder.planning.settle` adds the archive's
     part: ``indexes``, and ``epoch``, the time (seconds since 1970) of all that a build makes.
     """
 
@@ -141,6 +143,7 @@ class Recipe:
     size_budget_mib: int | None
     digest: str
     checks_digest: str
+    more_components: tuple[str, ...] = ()
     epoch: int = 0
     indexes: Indexes | None = None
 
@@ -180,7 +183,7 @@ def make(
     row = rows[release]
     archive = _archive(row, release, arch, mirror, keyring, revision)
     elements = _elements(variant, row["element"], element_folders)
-    chosen = _settings(variant, element_folders, elements.digests, overrides)
+    chosen = _settings(variant, element_folders, elements.digests, overrides, release)
     source = asdict(archive)
     # Where the keyring is on this machine says nothing of the image; which keys a user trusts does.
     del source["keyring"], source["keyring_package"]
@@ -216,6 +219,7 @@ def make(
         checks=variant.checks,
         sources=variant.sources,
         space_gib=variant.space_gib,
+        more_components=_more_components(elements.digests, element_folders, row),
         size_budget_mib=_budget(variant, release, rows),
         digest=files.digest_text(_canonical(content)),
         checks_digest=files.digest_text(_canonical([asdict(check) for check in variant.checks])),
@@ -402,18 +406,26 @@ def _no_element(name: str, named_in: Document | Path, variant: Variant, folders:
 
 
 def _settings(
-    variant: Variant, folders: Sequence[Path], elements: Iterable[str], overrides: Mapping[str, tuple[str, str]]
+    variant: Variant,
+    folders: Sequence[Path],
+    elements: Iterable[str],
+    overrides: Mapping[str, tuple[str, str]],
+    release: str,
 ) -> dict[str, str]:
-    """The settings of the variant and of flags, checked against the schemas of its elements."""
+    """The settings of the variant and of flags, checked against the schemas of its elements for this release."""
     from jsonschema import Draft202012Validator
 
     known: dict[str, Any] = {}
     for name in elements:
-        known.update(_schema(name, folders))
+        for key, schema in _schema(name, folders).items():
+            known[key] = {**schema, **_of_release(schema, release, name, key, variant)}
 
     def complaint(key: str, value: str) -> tuple[str, str | None] | None:
         if key in known:
             for error in Draft202012Validator(known[key]).iter_errors(value):
+                if "releases" in known[key]:
+                    here = ", ".join(filter(None, known[key]["enum"]))
+                    return f"{release} does not have {value!r}", f"it has: {here}"
                 return error.message, known[key].get("description")
         elif not key.startswith("DIB_"):  # stock elements have no schema to check against
             return "no element of this variant takes this setting", nearest(key, known)
@@ -427,6 +439,31 @@ def _settings(
         if found := complaint(key, value):
             raise InputError(f"{flag}: {found[0]} ({key}); the variant is {variant.name}", hint=found[1])
     return {**variant.settings, **{key: value for key, (_, value) in overrides.items()}}
+
+
+def _of_release(schema: Mapping[str, Any], release: str, element: str, key: str, variant: Variant) -> dict[str, Any]:
+    """What a setting's schema says of this release alone: its key ``releases`` has the values that each has."""
+    releases = schema.get("releases")
+    if releases is None:
+        return {}
+    if release not in releases:
+        raise InputError(
+            f"variant {variant.name} can't be made of {release}: its element {element} is not for it",
+            hint=f"it is for: {', '.join(releases)}",
+        )
+    row: dict[str, Any] = releases[release]
+    return row
+
+
+def _more_components(elements: Iterable[str], folders: Sequence[Path], row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The components of the archive that elements add: ``archive-components.yaml``, by distribution."""
+    found: dict[str, None] = {}
+    for name in elements:
+        folder = find_element(name, folders)
+        path = folder / "archive-components.yaml" if folder else None
+        if path is not None and path.exists():
+            found |= dict.fromkeys(documents.load(path, _COMPONENTS).data.get(row["os"].lower(), []))
+    return tuple(name for name in found if name not in row["components"])
 
 
 def _schema(element: str, folders: Sequence[Path]) -> dict[str, Any]:

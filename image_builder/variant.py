@@ -170,7 +170,7 @@ SCHEMA = {
     "additionalProperties": False,
     "properties": {
         "description": {"type": "string"},
-        "extends": {"type": "string", "description": "the name of another variant"},
+        "extends": {"anyOf": [_WORD, {**_TEXTS, "minItems": 1}], "description": "another variant's name, or several"},
         "image_name": {"type": "string", "pattern": "^[^ :/]+$", "description": "a name without blanks and colons"},
         "arches": {"type": "array", "minItems": 1, "items": {"enum": [str(arch) for arch in Arch]}},
         "elements": _LAYERS,
@@ -207,22 +207,27 @@ def load(name: str, folders: Sequence[Path]) -> Variant:
     known = available(folders)
     if name not in known:
         raise unknown("variant", name, known)
-    chain: list[Document] = []
-    path = known[name]
-    while True:
-        document = documents.load(path, SCHEMA)
-        chain.append(document)
-        parent = document.data.get("extends")
-        if parent is None:
-            break
+    return _merge(name, _chain(known[name], known, ()))
+
+
+def _chain(path: Path, known: dict[str, Path], heirs: tuple[Path, ...]) -> list[Document]:
+    """The variant's file and all that it extends, each once; what is extended comes after what extends it."""
+    document = documents.load(path, SCHEMA)
+    extends = document.data.get("extends", [])
+    parents = [extends] if isinstance(extends, str) else extends
+    found = [document]
+    for parent in reversed(parents):
         if parent not in known:
             hint = unknown("variant", parent, known).hint
             raise document.error(["extends"], f"there is no variant {parent!r}", hint=hint)
-        path = known[parent]
-        if any(path == seen.path for seen in chain):
-            names = " -> ".join([*(seen.path.stem for seen in chain), parent])
+        line = (*heirs, path)
+        if known[parent] in line:
+            names = " -> ".join([*(seen.stem for seen in line), parent])
             raise document.error(["extends"], f"goes round in a circle: {names}")
-    return _merge(name, chain)
+        further = _chain(known[parent], known, line)
+        # Of two parents' common one the place behind both is kept.
+        found = [one for one in found if one.path not in {other.path for other in further}] + further
+    return found
 
 
 def _merge(name: str, chain: Sequence[Document]) -> Variant:

@@ -23,3 +23,17 @@ ASKED_FOR = {
     "bookworm": _DEBIAN,
     "trixie": _DEBIAN | {"docker-cli"},
 }
+
+# What element cuda adds, in restricted and multiverse (Ubuntu) and in contrib and non-free (Debian).
+_CUDA_UBUNTU = {
+    *("g++", "linux-modules-nvidia-580-server-generic", "nvidia-cuda-toolkit", "nvidia-headless-no-dkms-580-server"),
+    "nvidia-utils-580-server",
+}
+_CUDA_DEBIAN = {
+    *("g++", "libcuda1", "linux-headers-amd64", "nvidia-cuda-toolkit", "nvidia-kernel-dkms", "nvidia-modprobe"),
+    *("nvidia-persistenced", "nvidia-smi"),
+}
+CUDA_ASKED_FOR = {
+    **dict.fromkeys(("jammy", "noble", "resolute"), _CUDA_UBUNTU),
+    **dict.fromkeys(("bookworm", "trixie"), _CUDA_DEBIAN),
+}

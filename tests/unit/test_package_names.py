@@ -15,7 +15,7 @@ import yaml
 from diskimage_builder import element_dependencies
 
 from image_builder import recipe, variant
-from tests.package_names import ASKED_FOR
+from tests.package_names import ASKED_FOR, CUDA_ASKED_FOR
 
 ROOT = Path(__file__).parents[2]
 STOCK = Path(diskimage_builder.paths.get_path("elements"))
@@ -87,6 +87,6 @@ def test_defaults_of_package_maps_are_not_debians_alone() -> None:
     for path in (ROOT / "elements").glob("*/pkg-map"):
         maps = json.loads(path.read_text())
         for package, name in maps["default"].items():
-            known = ASKED_FOR["noble"]
+            known = ASKED_FOR["noble"] | CUDA_ASKED_FOR["noble"]
             ubuntu = {**maps["default"], **maps.get("distro", {}).get("ubuntu", {})}[package]
             assert ubuntu == "" or ubuntu in known, f"{path}: {package} -> {name}"

@@ -34,7 +34,7 @@ def told(*words: str, sage_image: bool = False) -> InputError:
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        ([], "no variant given", "--variant base | sage"),
+        ([], "no variant given", "--variant base | base-cuda | sage | sage-cuda"),
         (["-v", "sgae"], "unknown variant 'sgae'", "did you mean 'sage'?"),
         (["-v", "sage", "-n", "nobel"], "unknown release 'nobel'", "did you mean 'noble'?"),
         (["-v", "sage", "--arch", "arm46"], "--arch: unknown architecture 'arm46'", "did you mean 'arm64'?"),

@@ -182,3 +182,24 @@ def test_a_layer_runs_no_element_of_those_below(ready: Folders) -> None:
     assert second.elements == ("layer-above", "three")
     assert {"one", "two", "debian-minimal", "debootstrap"} <= set(second.done)
     assert not {"layer", "layer-above", "package-installs"} & set(second.done)
+
+
+RELEASES = """\
+SAGE_NUMBER:
+  type: string
+  releases: {bookworm: {enum: ["", "11.8"]}, noble: {enum: ["", "12.0", "12.4"]}}
+"""
+
+
+def test_a_setting_may_have_its_own_values_for_each_release(ready: Folders) -> None:
+    ready.element("three", settings=RELEASES)
+    path = ready.variants / "base.yaml"
+    path.write_text(path.read_text().replace("[one]", "[one, three]"))
+    flag = {"SAGE_NUMBER": ("--number", "12.4")}
+    assert make(ready, "noble", overrides=flag).settings["SAGE_NUMBER"] == "12.4"
+    with pytest.raises(InputError, match=r"--number: bookworm does not have '12\.4'") as caught:
+        make(ready, "bookworm", overrides=flag)
+    assert caught.value.hint == "it has: 11.8"
+    with pytest.raises(InputError, match="variant base can't be made of jammy: its element three") as caught:
+        make(ready, "jammy")
+    assert caught.value.hint == "it is for: bookworm, noble"

@@ -32,6 +32,21 @@ def test_a_variant_carries_what_it_extends(folders: Folders) -> None:
     )
 
 
+def test_a_variant_may_extend_several_in_their_order(folders: Folders) -> None:
+    folders.variant("base", BASE)
+    folders.variant("sage", "extends: base\ndescription: s\nelements: [two]\narches: [amd64, arm64]\n")
+    folders.variant("gpu", "extends: base\ndescription: g\nelements: [three]\narches: [amd64]\n"
+                    "checks:\n- {name: fourth, run: id}\n")  # fmt: skip
+    folders.variant("both", "extends: [sage, gpu]\nsettings: {SAGE_KEY: xyz}\n")
+    found = variant.load("both", [folders.variants])
+    assert found.elements == ("one", "two", "three")
+    assert [layer.elements for layer in found.layers[:2]] == [
+        layer.elements for layer in variant.load("sage", [folders.variants]).layers
+    ]
+    assert (found.description, found.arches, found.settings) == ("g", (Arch.AMD64,), {"SAGE_KEY": "xyz"})
+    assert [check.name for check in found.checks] == ["first", "second", "fourth"]
+
+
 def test_a_folder_of_ones_own_counts_first_and_may_extend_ours(folders: Folders) -> None:
     folders.variant("base", BASE)
     own = folders.variants / "own"
