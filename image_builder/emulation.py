@@ -59,13 +59,13 @@ PROGRAMS_NATIVE = {
         [ apt apt-cache apt-config apt-get apt-mark b2sum base32 base64 basename bash bunzip2 bzip2 cat chgrp chmod
         chown cksum cmp comm cp cpio csplit cut dash date dd df diff dir dirname dpkg dpkg-deb dpkg-divert dpkg-query
         dpkg-split dpkg-statoverride dpkg-trigger du echo env expand expr factor false find findmnt flock fmt fold
-        getopt gpgv grep grub-editenv grub-mkimage gzip head hostname id install ionice ischroot join kmod link ln ls
-        lsblk mawk md5sum mkdir mkfifo mknod mktemp mountpoint mv nice nl nohup nproc numfmt od openssl paste perl
-        printenv printf pwd readlink realpath rm rmdir run-parts savelog sed seq setpriv sha1sum sha224sum sha256sum
-        sha384sum sha512sum shred shuf sleep sort split sqv ssh-keygen stat stdbuf stty sum sync systemctl
+        getopt gpgv grep grub-editenv grub-mkimage gzip head hostname id install ionice ischroot join kmod link ln
+        localedef ls lsblk mawk md5sum mkdir mkfifo mknod mktemp mountpoint mv nice nl nohup nproc numfmt od openssl
+        paste perl printenv printf pwd readlink realpath rm rmdir run-parts savelog sed seq setpriv sha1sum sha224sum
+        sha256sum sha384sum sha512sum shred shuf sleep sort split sqv ssh-keygen stat stdbuf stty sum sync systemctl
         systemd-escape systemd-hwdb systemd-machine-id-setup systemd-sysusers systemd-tmpfiles tac tail tar tee
-        tempfile test timeout touch tr true truncate tsort tty udevadm uniq unlink update-alternatives wc whoami
-        xargs xz yes zstd
+        tempfile test timeout touch tr true truncate tsort tty udevadm uniq unlink update-alternatives wc whoami xargs
+        xz yes zstd
         """,
     "usr/lib/apt": "apt-helper",
     "usr/lib/apt/methods": "copy file gpgv http https mirror rred sqv store",
