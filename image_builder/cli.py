@@ -19,9 +19,9 @@ from groundwork.errors import InputError, SageError, unknown
 from groundwork.program import log_to_stderr, run_program
 from groundwork.settings import Parser, Setting
 from image_builder import build as builder
-<<<<<<< HEAD
 from image_builder import (
     disk,
+    emulation,
     inspection,
     layers,
     machine,
@@ -34,9 +34,6 @@ from image_builder import (
     variant,
     verify,
 )
-=======
-from image_builder import disk, emulation, machine, manifest, privilege, recipe, variant, verify
->>>>>>> b61f7be (arm64 on amd64: a launcher that runs hot programs natively, in a user namespace's own binfmt_misc)
 from image_builder import publish as publishing
 from image_builder import settings as table
 from image_builder.build import Build, Places

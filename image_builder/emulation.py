@@ -20,12 +20,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from groundwork import console, files, process
 from groundwork.errors import InputError, SageError
+from image_builder import identity, privilege
 from image_builder import recipe as recipes
+from image_builder.privilege import Way
 from image_builder.recipe import Recipe
 from image_builder.variant import Arch
 
@@ -83,17 +84,11 @@ _PYTHON_SCRIPTS = "usr/bin/py3clean usr/bin/py3compile usr/lib/{python}/py_compi
 _PYTHON_LINES = ("-c/import imp; print(imp.get_magic())", "-c/import imp; print(imp.get_tag())")
 
 
-@dataclass(frozen=True)
-class Emulation:
-    """What it takes to run programs of ``arch`` here; ``folder`` is what element ``native-programs`` mounts."""
-
-    arch: Arch
-    folder: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What element ``native-programs`` wants to know."""
-        return {"SAGE_NATIVE": str(self.folder)}
+def namespaces(way: Way) -> list[str | Path]:
+    """As :func:`privilege.namespaces`, with a register of its own where the kernel can give one."""
+    if way is Way.ROOT and _has_own_register():
+        return identity.command([])
+    return privilege.namespaces(way)
 
 
 def machine_arch() -> str:
@@ -125,7 +120,7 @@ def check(arch: Arch) -> None:
         )
 
 
-def prepare(recipe: Recipe, cache: Path, scratch: Path) -> Emulation:
+def prepare(recipe: Recipe, cache: Path, scratch: Path) -> Path:
     """Make the folder of native programs for the recipe's release, or take it from the cache.
 
     It needs no privilege.  ``scratch`` is a folder on the cache's file system that is gone after the run.
@@ -157,11 +152,11 @@ def prepare(recipe: Recipe, cache: Path, scratch: Path) -> Emulation:
             files.make_folder(place.parent)
             made.rename(place)
         os.utime(place)
-    return Emulation(recipe.arch, place)
+    return place
 
 
-def activate(emulation: Emulation) -> None:
-    """Hand the other architecture's programs to the launcher; to be called as (mapped) root in own namespaces.
+def activate(folder: Path) -> None:
+    """Hand the other architecture's programs to the launcher in ``folder``; called as root of a build's namespaces.
 
     In a user namespace of its own, of a kernel that can, the registration is this namespace's alone.  Elsewhere
     :func:`registered` has seen to it, or the distribution.
@@ -169,12 +164,12 @@ def activate(emulation: Emulation) -> None:
     if not (in_own_user_namespace() and _has_own_register()):
         return
     process.run(["mount", "-t", "binfmt_misc", "binfmt_misc", REGISTER], timeout=30)
-    _register(_NAME, emulation.folder / "launcher")
+    _register(_NAME, folder / "launcher")
 
 
 @contextmanager
-def registered(emulation: Emulation) -> Iterator[None]:
-    """Keep the launcher registered for the whole host where the kernel knows but one register; else do nothing.
+def registered(folder: Path) -> Iterator[None]:
+    """Keep the launcher in ``folder`` registered for the whole host where the kernel has but one register.
 
     Another process does that: it takes the registration back when the block ends or this program dies.  A handler
     that the distribution has registered is used as it is, without native programs.
@@ -183,18 +178,18 @@ def registered(emulation: Emulation) -> Iterator[None]:
         yield
         return
     if (handler := _standing_handler()) is not None:
-        console.warn(f"{handler} runs all {emulation.arch} programs; with Linux 6.7 or newer this would be faster")
+        console.warn(f"{handler} runs all arm64 programs; with Linux 6.7 or newer this would be faster")
         yield
         return
     # In a mount namespace of its own: the host need not have binfmt_misc mounted.
     command: list[str | Path] = ["unshare", "--mount", "--propagation=private", "--"]
-    command += [sys.executable, "-m", "image_builder.emulation", emulation.folder / "launcher"]
+    command += [sys.executable, "-m", "image_builder.emulation", folder / "launcher"]
     guardian = process.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, outlive=True)
     try:
         assert guardian.stdin is not None
         assert guardian.stdout is not None
         if guardian.stdout.readline() != b"registered\n":
-            raise SageError(f"can't register {emulation.arch} programs with the kernel")
+            raise SageError("can't register arm64 programs with the kernel")
         yield
     finally:
         guardian.communicate(timeout=30)  # closes its input, whereupon it ends

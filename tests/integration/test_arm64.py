@@ -137,7 +137,7 @@ def test_a_host_wide_registration_ends_with_its_program(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from image_builder import emulation as e; "
         "e._has_own_register = lambda: False; e._standing_handler = lambda: None; "
-        f"stack = e.registered(e.Emulation('arm64', Path({str(tmp_path)!r}))); stack.__enter__(); "
+        f"stack = e.registered(Path({str(tmp_path)!r})); stack.__enter__(); "
         "print('ready', flush=True); time.sleep(60)"
     )
     running = subprocess.Popen([commands.command("python"), "-c", script], stdout=subprocess.PIPE, text=True)

@@ -10,11 +10,7 @@ import pytest
 from chameleon_sites.sites import DiskFormat
 from groundwork import files, process, products
 from groundwork.errors import InputError, Interrupted, SageError
-<<<<<<< HEAD
-from image_builder import build, cli, disk, inventory, machine, manifest, privilege, recipe, variant
-=======
-from image_builder import build, cli, disk, emulation, machine, manifest, privilege, recipe, variant
->>>>>>> b61f7be (arm64 on amd64: a launcher that runs hot programs natively, in a user namespace's own binfmt_misc)
+from image_builder import build, cli, disk, emulation, inventory, machine, manifest, privilege, recipe, variant
 from image_builder import settings as table
 from image_builder.build import Places
 from image_builder.cli import default_arch

@@ -90,7 +90,7 @@ def test_a_handler_counts_only_if_it_works_in_a_chroot(
 def test_a_new_kernel_needs_no_registration_on_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(platform, "release", lambda: "6.8.0-60-generic")
     monkeypatch.setattr(process, "start", lambda *args, **kwargs: pytest.fail("a process was started"))
-    with emulation.registered(emulation.Emulation(Arch.ARM64, tmp_path)):
+    with emulation.registered(tmp_path):
         pass
 
 
