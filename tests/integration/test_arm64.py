@@ -107,9 +107,9 @@ def test_every_file_of_a_package_is_as_its_package_has_it(built: Built) -> None:
 def test_a_build_broken_off_leaves_no_handler_and_no_mount(tmp_path: Path, number: signal.Signals) -> None:
     before = handlers()
     mark = tmp_path / "elements/reached"
-    # After the base system, in the tree: an arm64 program runs there.
+    # After the base system is there: an arm64 program runs in it.
     words = own_variant(tmp_path, "true")
-    hook = tmp_path / "elements/own/root.d/95-own"
+    hook = tmp_path / "elements/own/root.d/10-own"
     hook.write_text(f"#!/bin/bash\nset -eu\nchroot $TARGET_ROOT uname -m > {mark}\nchroot $TARGET_ROOT sleep 300\n")
     hook.chmod(0o755)
     running = commands.start("create-image", *words, "--arch", "arm64")
