@@ -40,6 +40,7 @@ PACKAGES = {
     "mmdebstrap": "mmdebstrap",
     "setpriv": "util-linux",
     "prlimit": "util-linux",
+    "qemu-aarch64-static": "qemu-user-static",
     "qemu-img": "qemu-utils",
     "qemu-system-aarch64": "qemu-system-arm",
     "qemu-system-x86_64": "qemu-system-x86",

@@ -21,6 +21,7 @@ from groundwork.settings import Parser, Setting
 from image_builder import build as builder
 from image_builder import (
     disk,
+    emulation,
     inspection,
     layers,
     machine,
@@ -180,21 +181,30 @@ def _recipes(values: dict[str, Any]) -> list[Recipe]:
     if not values["variant"]:
         raise InputError("no variant given", hint=f"--variant {' | '.join(sorted(variant.available(folders)))}")
     overrides = {"SAGE_CUDA_VERSION": ("--cuda-version", values["cuda_version"])} if values["cuda_version"] else {}
-    if values["arch"] not in list(Arch):  # this machine's own, by default
-        raise unknown("architecture", values["arch"], list(Arch))
+    loaded = [variant.load(name, folders) for name in dict.fromkeys(values["variant"])]
     return [
         recipe.make(
-            variant.load(name, folders),
+            found,
             values["release"],
-            Arch(values["arch"]),
+            Arch(values["arch"]) if values["arch"] else default_arch(found.arches),
             element_folders=[*values["elements_dir"], project_folder("elements")],
             mirror=values["mirror"],
             keyring=values["keyring"],
             revision=values["revision"],
             overrides=overrides,
         )
-        for name in dict.fromkeys(values["variant"])
+        for found in loaded
     ]
+
+
+def default_arch(arches: Sequence[Arch]) -> Arch:
+    """The architecture where none was named: this machine's if the variant has it, else the variant's only one."""
+    native = emulation.machine_arch()
+    if native in arches or len(arches) > 1:
+        if native not in list(Arch):
+            raise unknown("architecture", native, list(Arch))
+        return Arch(native)
+    return arches[0]
 
 
 def _formats(values: dict[str, Any], sites: Sequence[Site]) -> list[DiskFormat]:
@@ -445,7 +455,8 @@ def _verify(values: dict[str, Any], path: Path) -> int:
             hint="name the variant whose checks to make: --variant sage",
         )
     chosen = variant.load(name, [*values["variants_dir"], project_folder("variants")])
-    arch = Arch(made.arch if made else values["arch"])
+    named = made.arch if made else values["arch"]
+    arch = Arch(named) if named else default_arch(chosen.arches)
     process.require(*machine.programs(arch))
     machine.uefi_files(arch)
     firmwares = tuple(Firmware(name) for name in dict.fromkeys(values["firmware"]))

@@ -21,6 +21,7 @@ from pathlib import Path
 from chameleon_sites.sites import DiskFormat
 from groundwork import process, products
 from groundwork.errors import SageError
+from image_builder import emulation
 from image_builder.inventory import INVENTORY
 from image_builder.manifest import ImageFile
 from image_builder.software import PythonPackage, survey
@@ -57,11 +58,13 @@ class LayersJob:
 
     ``below``: trees of the layers that stand, the lowest first.  ``work``: a folder for things in the making.
     ``memory``: bytes of memory that may be used for them instead, or 0.  ``lists``: apt's indexes to begin with.
-    ``epoch``: the time (seconds since 1970) of all that the build makes.
+    ``epoch``: the time (seconds since 1970) of all that the build makes.  ``native``: the folder of native programs
+    where the layers are for another architecture.
     """
 
     below: tuple[Path, ...]
     layers: tuple[LayerJob, ...]
+    native: Path | None
     work: Path
     memory: int
     lists: Path | None
@@ -357,6 +360,8 @@ def main() -> int:
     try:
         prepare(job.work)
         if isinstance(job, LayersJob):
+            if job.native:
+                emulation.activate(job.native)
             build_layers(job)
         else:
             make_disk(job)

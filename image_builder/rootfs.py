@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 from groundwork import console, files, process, products
 from groundwork.errors import InputError, SageError
 from groundwork.process import ProcessError
-from image_builder import archive_errors, archive_keys, inside, layers, privilege, sources
+from image_builder import archive_errors, archive_keys, emulation, inside, layers, privilege, sources
 from image_builder.disk import ROOT_LABEL
 from image_builder.manifest import Package
 from image_builder.recipe import PAYLOAD, Layer, Recipe
@@ -102,9 +102,14 @@ def _build_layers(
         shutil.copytree(source, payload / package.__name__, ignore=shutil.ignore_patterns("__pycache__"))
     sources.prepare(recipe.sources, cache, work / "sources", stage.detail)
     files.make_folder(cache / "layers")
+    native = None
+    if emulation.is_needed(recipe.arch):
+        stage.detail("native programs")
+        native = emulation.prepare(recipe, cache, work)
     job = inside.LayersJob(
         below=tuple(below),
-        layers=tuple(_layer_job(recipe, layer, cache, work) for layer in missing),
+        layers=tuple(_layer_job(recipe, layer, cache, work, native) for layer in missing),
+        native=native,
         work=files.make_folder(work / "inside"),
         memory=memory_for(recipe),
         lists=recipe.indexes.lists if recipe.indexes else None,
@@ -113,7 +118,7 @@ def _build_layers(
         failure=work / "failure.json",
     )
     try:
-        with _following(log, stage):
+        with _following(log, stage), emulation.registered(native) if native else nullcontext():
             enter(job, work)
     except ProcessError as error:
         if found := archive_errors.find(files.tail(log, 200), recipe.archive.keyring):
@@ -135,6 +140,8 @@ def enter(job: inside.LayersJob | inside.DiskJob, work: Path) -> None:
     if way is None:
         raise InputError(f"this needs root: {privilege.why_not()}")
     kind = type(job).__name__
+    emulated = isinstance(job, inside.LayersJob) and job.native is not None
+    words = emulation.namespaces(way) if emulated else privilege.namespaces(way)
     path = work / "job.json"
     products.save(job, path)
     files.make_folder(job.log.parent)
@@ -142,7 +149,7 @@ def enter(job: inside.LayersJob | inside.DiskJob, work: Path) -> None:
         files.give_to_owner_of(job.log.parent, job.log)
         try:
             process.run(
-                [*privilege.namespaces(way), sys.executable, "-m", inside.__name__, kind, path],
+                [*words, sys.executable, "-m", inside.__name__, kind, path],
                 env={"PYTHONPATH": os.pathsep.join(filter(None, map(str, sys.path)))},
                 timeout=_DEADLINE,
                 log=output,
@@ -200,7 +207,7 @@ def _sweep(top: Path) -> None:
     files.sweep_removals(top)
 
 
-def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path) -> inside.LayerJob:
+def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path, native: Path | None) -> inside.LayerJob:
     """What runs diskimage-builder for one layer.  The environment is all that it gets from here."""
     archive = recipe.archive
     # Apt takes a package that it has kept for checked: those of an archive that a user's keyring vouches for lie apart.
@@ -242,6 +249,7 @@ def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path) -> inside.
         "PATH": f"{programs}:{Path(sys.executable).parent}:{process.search_path()}",
         **{name: os.environ[name] for name in ("http_proxy", "https_proxy", "no_proxy") if name in os.environ},
         **layer.settings,
+        **({"SAGE_NATIVE": str(native)} if native else {}),
     }
     command = [str(builder_program()), "-n", "-a", str(recipe.arch), "-t", "raw", "-o", str(work / "image")]
     if layer.packages:
@@ -250,7 +258,7 @@ def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path) -> inside.
         name=layer.name,
         digest=layer.digest,
         place=layers.place(layer.digest, cache),
-        command=(*command, *layer.elements),
+        command=(*command, *layer.elements, *([emulation.ELEMENT] if native else [])),
         environment=environment,
         packages=recipe.indexes.packages if recipe.indexes else {},
     )

@@ -2,7 +2,6 @@
 """The table of this package's settings: flags, environment, configuration file and ``docs/settings.md`` come of it."""
 
 import os
-import platform
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,10 +11,6 @@ from groundwork.settings import Setting, folder, manual, one_of, whole_number
 from image_builder.catalog import Visibility
 from image_builder.hardware import Firmware
 from image_builder.variant import Arch
-
-
-def _arch_of_this_machine() -> str:
-    return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
 
 def _cache() -> Path:
@@ -116,8 +111,7 @@ ARCH = Setting(
     "arch",
     "amd64 or arm64",
     one_of("architecture", list(Arch)),
-    default=_arch_of_this_machine(),
-    shown="this machine's",
+    shown="this machine's, or the variant's only one",
 )
 CREATE_IMAGE = (
     VARIANT,

@@ -8,19 +8,20 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from groundwork import console
 from groundwork.errors import InputError, SageError
-from image_builder import machine, probes
+from image_builder import emulation, machine, probes
 from image_builder.hardware import Firmware
 from image_builder.machine import Machine, MachineError
 from image_builder.manifest import CheckReport, CheckResult
 from image_builder.variant import Arch, Check
 
-_SHUTDOWN_DEADLINE = 120.0
+_SHUTDOWN_DEADLINE = 240.0
+_FOREIGN = 2.0
 _LOGIN = "login as cc by key"
 _SHUTDOWN = "shuts down cleanly"
 _LARGEST_OUTPUT = 4096  # characters kept of what a check printed
@@ -54,6 +55,9 @@ def verify(
     consoles are kept in ``logs`` as ``console-<firmware>.log``.  Checks that fail are in the report; errors are
     raised only where a machine could not be run at all.
     """
+    if emulation.is_needed(arch):  # a machine of another kind takes about twice the time
+        checks = [replace(check, timeout=_FOREIGN * check.timeout) for check in checks]
+        options = replace(options, boot_deadline=_FOREIGN * options.boot_deadline)
     accel = options.accel
     if accel == "auto":
         accel = "kvm" if arch is Arch.AMD64 and machine.kvm_works() else "tcg"

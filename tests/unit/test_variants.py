@@ -14,13 +14,22 @@ VARIANTS = sorted(variant.available([project_folder("variants")]))
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("release", ["noble", "jammy", "bookworm", "trixie"])
-@pytest.mark.parametrize("arch", list(Arch))
-def test_a_recipe_comes_of_it(name: str, release: str, arch: Arch) -> None:
+def test_a_recipe_comes_of_it(name: str, release: str) -> None:
     found = variant.load(name, [project_folder("variants")])
-    if arch not in found.arches:
-        pytest.skip(f"{name} is not for {arch}")
-    made = recipe.make(found, release, arch, element_folders=[project_folder("elements")])
-    assert re.fullmatch(r"Sage-(Ubuntu2\d\.04|Debian1\d)(-Base)?(-CUDA)?(-ARM64)?", made.image_name)
+    for arch in found.arches:
+        made = recipe.make(found, release, arch, element_folders=[project_folder("elements")])
+        assert re.fullmatch(r"Sage-(Ubuntu2\d\.04|Debian1\d)(-Base)?(-CUDA)?(-ARM64)?", made.image_name)
+
+
+@pytest.mark.parametrize("name", ["base", "sage"])
+def test_arm64_under_a_name_of_its_own_is_the_same_image(name: str) -> None:
+    folders = [project_folder("elements")]
+    plain = recipe.make(variant.load(name, [project_folder("variants")]), "noble", Arch.ARM64, element_folders=folders)
+    named = recipe.make(
+        variant.load(f"{name}-arm64", [project_folder("variants")]), "noble", Arch.ARM64, element_folders=folders
+    )
+    assert named.image_name == plain.image_name
+    assert (named.layers, named.checks) == (plain.layers, plain.checks)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -10,9 +10,10 @@ import pytest
 from chameleon_sites.sites import DiskFormat
 from groundwork import files, process, products
 from groundwork.errors import InputError, Interrupted, SageError
-from image_builder import build, cli, disk, inventory, machine, manifest, privilege, recipe, variant
+from image_builder import build, cli, disk, emulation, inventory, machine, manifest, privilege, recipe, variant
 from image_builder import settings as table
 from image_builder.build import Places
+from image_builder.cli import default_arch
 from image_builder.disk import Disk
 from image_builder.manifest import CheckReport, CheckResult, ImageFile, Manifest
 from image_builder.recipe import Recipe
@@ -34,7 +35,7 @@ def told(*words: str, sage_image: bool = False) -> InputError:
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        ([], "no variant given", "--variant base | base-cuda | sage | sage-cuda"),
+        ([], "no variant given", "--variant base | base-arm64 | base-cuda | sage | sage-arm64 | sage-cuda"),
         (["-v", "sgae"], "unknown variant 'sgae'", "did you mean 'sage'?"),
         (["-v", "sage", "-n", "nobel"], "unknown release 'nobel'", "did you mean 'noble'?"),
         (["-v", "sage", "--arch", "arm46"], "--arch: unknown architecture 'arm46'", "did you mean 'arm64'?"),
@@ -128,12 +129,26 @@ def test_a_disk_too_full_is_told_before_the_build(
     assert "--cache-dir" in caught.value.hint
 
 
-@pytest.mark.usefixtures("as_amd64")
-def test_another_architecture_is_refused(sage: Recipe, tmp_path: Path) -> None:
-    from dataclasses import replace
+@pytest.mark.parametrize(
+    ("machine_arch", "arches", "arch"),
+    [
+        ("amd64", (Arch.AMD64, Arch.ARM64), Arch.AMD64),
+        ("arm64", (Arch.AMD64, Arch.ARM64), Arch.ARM64),
+        ("amd64", (Arch.ARM64,), Arch.ARM64),
+        ("riscv64", (Arch.ARM64,), Arch.ARM64),
+    ],
+)
+def test_without_arch_it_is_this_machines_or_the_variants_only_one(
+    monkeypatch: pytest.MonkeyPatch, machine_arch: str, arches: tuple[Arch, ...], arch: Arch
+) -> None:
+    monkeypatch.setattr(emulation, "machine_arch", lambda: machine_arch)
+    assert default_arch(arches) is arch
 
-    with pytest.raises(InputError, match="arm64 image can't be built on this amd64 machine yet"):
-        build.check_machine(replace(sage, arch=Arch.ARM64), [], Places(tmp_path, tmp_path), verified=False, tree=True)
+
+def test_a_machine_of_another_kind_must_be_told_the_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emulation, "machine_arch", lambda: "riscv64")
+    with pytest.raises(InputError, match="unknown architecture 'riscv64'"):
+        default_arch((Arch.AMD64, Arch.ARM64))
 
 
 def test_without_root_and_sudo_the_build_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
