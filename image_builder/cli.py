@@ -94,7 +94,7 @@ def _create_image(words: Sequence[str]) -> int:
         signing.check_key(values["sign_key"])
     if values["dry_run"]:
         return _dry_run(values, recipes, formats, sites, places)
-    circumstances = Circumstances(values["revision"], values["builder_id"] or BUILDER)
+    circumstances = Circumstances(values["revision"], values["builder_id"] or BUILDER, values["sign_key"])
     options = _publish_options(values)
     connections = _connect(sites) if values["publish"] else {}
     stands: dict[str, PublishReport] = {}
@@ -122,7 +122,6 @@ def _create_image(words: Sequence[str]) -> int:
         made_with: dict[str, Any] = {
             "checking": checking,
             "force": values["force"],
-            "sign_key": values["sign_key"],
             "circumstances": circumstances,
         }
         with Trees(for_root, places.cache, anew=values["force"]) as trees:
