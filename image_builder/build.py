@@ -152,10 +152,9 @@ def build(
     *,
     checking: verify.Options | None,
     force: bool = False,
-    sign_key: Path | None = None,
     circumstances: Circumstances = _PLAIN,
 ) -> Build:
-    """Make the build, or what it lacks.  Without ``checking`` the image is not booted, without ``sign_key`` not signed.
+    """Make the build, or what it lacks.  Without ``checking`` the image is not booted.
 
     ``force`` builds the tree again.  A second build of one recipe at the same time waits for the first and takes
     its result.
@@ -168,11 +167,9 @@ def build(
         return found if found is not None and (not force or found.manifest.built_at >= begin) else None
 
     def is_done(found: Build | None) -> TypeGuard[Build]:
-        return (
-            found is not None
-            and is_complete(found, recipe, formats, verified=checking is not None)
-            and (sign_key is None or papers.is_signed_by(found.folder, sign_key))
-        )
+        if found is None or not is_complete(found, recipe, formats, verified=checking is not None):
+            return False
+        return circumstances.sign_key is None or papers.is_signed_by(found.folder, circumstances.sign_key)
 
     if is_done(found := usable()):
         return found
@@ -189,8 +186,8 @@ def build(
         check_machine(recipe, formats, places, verified=checking is not None, tree=not disk_stands)
         with rootfs.workspace(places.cache) as scratch:
             if found is not None:
-                return _complete(found, recipe, formats, checking, scratch, sign_key)
-            return _make(recipe, formats, places, checking, scratch, trees, sign_key, circumstances, force=force)
+                return _complete(found, recipe, formats, checking, scratch, circumstances.sign_key)
+            return _make(recipe, formats, places, checking, scratch, trees, circumstances, force=force)
 
 
 def _sweep(recipe: Recipe, places: Places) -> None:
@@ -210,7 +207,6 @@ def _make(
     checking: verify.Options | None,
     scratch: Path,
     trees: Trees,
-    sign_key: Path | None,
     circumstances: Circumstances,
     *,
     force: bool,
@@ -255,7 +251,7 @@ def _make(
         stage_seconds=seconds,
     )
     made = papers.write(recipe, made, facts.software, place, circumstances)
-    folder = _put_out(made, place, logs, places.output, sign_key)
+    folder = _put_out(made, place, logs, places.output, circumstances.sign_key)
     return Build(made, folder, fresh=True)
 
 

@@ -86,16 +86,16 @@ def _create_image(words: Sequence[str]) -> int:
         raise InputError("--publish needs at least one --site", hint="known sites: " + ", ".join(load_sites()))
     if values["publish"] and values["no_verify"]:
         raise InputError("an image that was not booted is not published", hint="leave out --no-verify or --publish")
+    if values["sign_key"]:
+        signing.check_key(values["sign_key"])
     declared = {made.variant: made for made in _recipes(values)}
     recipes = [planning.settle(made, values["cache_dir"], refresh=values["refresh"]) for made in declared.values()]
     formats = _formats(values, sites)
     places = Places(output=values["output_dir"], cache=values["cache_dir"])
     checking = None if values["no_verify"] else verify.Options(values["accel"], float(values["boot_timeout"]))
-    if values["sign_key"]:
-        signing.check_key(values["sign_key"])
     if values["dry_run"]:
         return _dry_run(values, recipes, formats, sites, places)
-    circumstances = Circumstances(values["revision"], values["builder_id"] or BUILDER)
+    circumstances = Circumstances(values["revision"], values["builder_id"] or BUILDER, values["sign_key"])
     options = _publish_options(values)
     connections = _connect(sites) if values["publish"] else {}
     stands: dict[str, PublishReport] = {}
@@ -123,7 +123,6 @@ def _create_image(words: Sequence[str]) -> int:
         made_with: dict[str, Any] = {
             "checking": checking,
             "force": values["force"],
-            "sign_key": values["sign_key"],
             "circumstances": circumstances,
         }
         with Trees(for_root, places.cache, anew=values["force"]) as trees:

@@ -26,13 +26,15 @@ SIGNED = (CHECKSUMS, SBOM, PROVENANCE)
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What the provenance tells beside the recipe.
+    """What a build's documents take beside the recipe.
 
-    ``revision``: as the user gave it.  ``builder``: the URI of who vouches for it.
+    ``revision``: as the user gave it.  ``builder``: the URI of who vouches for the build.  ``sign_key``: the key
+    that signs it; None: it is not signed.
     """
 
     revision: str | None = None
     builder: str = provenance.BUILDER
+    sign_key: Path | None = None
 
 
 def write(recipe: Recipe, made: Manifest, software: Software, place: Path, circumstances: Circumstances) -> Manifest:

@@ -86,7 +86,11 @@ def test_its_documents_tell_what_is_in_it(built: Built) -> None:
     made, folder = manifest.read(built.folder)
     text = (folder / "sbom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
-    urls = [row["purl"] for row in json.loads(text)["components"] if "purl" in row]
+    components = json.loads(text)["components"]
+    urls = [row["purl"] for row in components if "purl" in row]
+    containers = {row["name"]: len(row["components"]) for row in components if row["type"] == "container"}
+    assert set(containers) >= {"sage/rabbitmq", "sage/waggle"}
+    assert min(containers.values()) > 20, "each with the packages in it"
     assert len([url for url in urls if url.startswith("pkg:deb/debian/")]) == len(made.packages)
     assert any(re.fullmatch(r"pkg:deb/debian/docker.io@.*\?arch=amd64&distro=debian-12.*", url) for url in urls)
     assert f"pkg:generic/sage-chameleon/virtual_waggle@{made.project_version}" in urls
@@ -100,7 +104,7 @@ def test_its_documents_tell_what_is_in_it(built: Built) -> None:
     assert entries["opt/chameleon/provenance.json"].size > 0, "what is added last counts too"
     assert len(entries) > 20_000
     owned = sum(entry.size for entry in entries.values() if entry.package)
-    assert owned > 0.9 * sum(entry.size for entry in entries.values())
+    assert owned > 0.85 * sum(entry.size for entry in entries.values())
 
 
 def test_it_is_signed_and_signing_changes_nothing_else(built: Built, tmp_path: Path) -> None:
