@@ -17,6 +17,9 @@ from image_builder import archive, archive_keys
 from image_builder.archive import Planned, Source, State
 from image_builder.recipe import Indexes, Layer, Recipe
 from image_builder.wanted import Wanted, wanted
+from virtual_waggle.containers import definition
+
+_CONTAINERS = "waggle-stacks"  # the element
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def settle(recipe: Recipe, cache: Path, *, refresh: bool) -> Recipe:
             names = tuple(sorted({one.name for one in asked}))
             here = _plan(state, names, planned, asked)
             planned += here
-            below = files.digest_text(layer.digest, below, archive.digest(here), str(epoch))
+            below = files.digest_text(layer.digest, below, archive.digest(here), str(epoch), *_contained(layer, state))
             layers.append(replace(layer, digest=below, installs=names))
     return replace(
         recipe,
@@ -77,6 +80,14 @@ def _plan(state: State, names: Sequence[str], below: Sequence[Planned], asked: S
     except Exception:
         archive.check(asked, state)  # the better explanation, where that is the reason
         raise
+
+
+def _contained(layer: Layer, state: State) -> list[str]:
+    """The digest of the packages in the container images that the layer's elements make."""
+    if _CONTAINERS not in layer.elements:
+        return []
+    names = sorted({name for packages in definition.load().layers().values() for name in packages})
+    return [archive.digest(archive.plan(state, names))]
 
 
 def _asked(recipe: Recipe, layer: Layer, cache: Path) -> tuple[Wanted, ...]:
