@@ -30,6 +30,7 @@ from image_builder import (
     machine,
     manifest,
     papers,
+    privilege,
     rootfs,
     sources,
     verify,
@@ -222,7 +223,8 @@ def _make(
             with _stage("root tree", seconds) as stage:
                 tree = trees.get(recipe, stage)
                 built = f"built {', '.join(tree.built)}" if tree.built else "all layers stand already"
-                stage.note = f"{len(tree.packages)} packages; {built}"
+                way = f", {privilege.find_way()}" if tree.built else ""
+                stage.note = f"{len(tree.packages)} packages; {built}{way}"
             with _stage("disk", seconds) as stage:
                 log = log_of(recipe, places.cache)
                 finished = _disk(recipe, tree, formats, place, scratch, log, places.output)

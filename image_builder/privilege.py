@@ -24,8 +24,8 @@ from groundwork.process import ProcessError
 class Way(StrEnum):
     """How a build comes by what it may do."""
 
-    ROOT = "root"
-    USER = "user namespace"
+    ROOT = "as root"
+    USER = "in a user namespace"
 
 
 def is_root() -> bool:

@@ -26,6 +26,7 @@ from image_builder.manifest import Package
 from image_builder.recipe import PAYLOAD, Layer, Recipe
 from image_builder.wanted import link_elements
 
+_FULL = "No space left on device"
 _DEADLINE = 12 * 3600.0  # seconds for all of a recipe's layers
 _GIB = 1 << 30
 PROGRAMS = ("debootstrap", "mmdebstrap", "dpkg-deb", "dpkg-query", "fstrim", "unshare", "zstd")
@@ -123,6 +124,11 @@ def _build_layers(
     except ProcessError as error:
         if found := archive_errors.find(files.tail(log, 200), recipe.archive.keyring):
             raise SageError(found.message, hint=f"{found.hint}; the whole log: {log}") from None
+        if _FULL in files.tail(log, 500):
+            raise SageError(
+                f"{_FULL}, while the layers were built ({_last_script(log) or 'base system'})",
+                hint=f"they may take {recipe.space_gib} GiB: the variant's space_gib; the whole log: {log}",
+            ) from None
         script = _last_script(log)
         at = f" in {script}" if script else ""
         raise SageError(
