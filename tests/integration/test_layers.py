@@ -95,7 +95,7 @@ def by_user() -> Iterator[Made]:
     shown = [str(path.resolve()) for path in (Path(sys.base_prefix), PROJECT)]
     try:
         made = Made(top, Ran(0, "", ""))
-        words = [commands.command("create-image"), *BASE, *made.places()]
+        words: list[str | Path] = [commands.command("create-image"), *BASE, *made.places()]
         done = subprocess.run(
             ["unshare", "--mount", "bash", "-c", _AS_USER, "-", str(USER), top, *shown, "--", *words],
             stdin=subprocess.DEVNULL,

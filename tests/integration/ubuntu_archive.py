@@ -28,13 +28,16 @@ from pathlib import Path
 from groundwork import files
 from groundwork.compat import StrEnum
 from image_builder.settings import CACHE_DIR
-from tests.package_names import ASKED_FOR
+from tests.package_names import ASKED_FOR, IN_CONTAINERS
 
 RELEASES = {"jammy": "22.04", "noble": "24.04", "resolute": "26.04"}
 POCKETS = ("", "-updates", "-security")
 COMPONENTS = ("main", "restricted", "universe", "multiverse")
 # Names that Ubuntu has in universe, as far as they matter here.
-_UNIVERSE = {"busybox", "containerd", "docker-compose", "docker-compose-v2", "docker.io", "firewalld", "jq", "runc"}
+_UNIVERSE = {
+    *("busybox", "containerd", "docker-compose", "docker-compose-v2", "docker.io", "firewalld", "jq", "python3-pika"),
+    "runc",
+}
 _DEBIAN = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _SOURCES = f"""\
 deb [signed-by={_DEBIAN}] http://deb.debian.org/debian bookworm main
@@ -143,7 +146,7 @@ def served(folder: Path) -> Iterator[Served]:
 
 def _fetch(cache: Path) -> dict[str, Path]:
     """Package's name -> its file: all that an image of any release needs, without recommended packages."""
-    wanted = {_STAND_INS.get(name, name) for release in RELEASES for name in ASKED_FOR[release]}
+    wanted = IN_CONTAINERS | {_STAND_INS.get(name, name) for release in RELEASES for name in ASKED_FOR[release]}
     # dracut and initramfs-tools exclude each other
     rounds = [sorted(wanted - {"dracut"}), sorted(wanted - {"initramfs-tools"})]
     state = files.digest_text(_SOURCES + repr(rounds))

@@ -15,7 +15,8 @@ import yaml
 from diskimage_builder import element_dependencies
 
 from image_builder import recipe, variant
-from tests.package_names import ASKED_FOR, CUDA_ASKED_FOR
+from tests.package_names import ASKED_FOR, CUDA_ASKED_FOR, IN_CONTAINERS
+from virtual_waggle.containers import definition
 
 ROOT = Path(__file__).parents[2]
 STOCK = Path(diskimage_builder.paths.get_path("elements"))
@@ -90,3 +91,9 @@ def test_defaults_of_package_maps_are_not_debians_alone() -> None:
             known = ASKED_FOR["noble"] | CUDA_ASKED_FOR["noble"]
             ubuntu = {**maps["default"], **maps.get("distro", {}).get("ubuntu", {})}[package]
             assert ubuntu == "" or ubuntu in known, f"{path}: {package} -> {name}"
+
+
+def test_containers_are_made_of_names_that_all_releases_have() -> None:
+    made = yaml.safe_load(definition.STANDARD.read_text())
+    asked = {package for one in (made["base"], *made["images"].values()) for package in one.get("packages", ())}
+    assert asked == IN_CONTAINERS, "look the name up in each release's archive, then add it to the list"
