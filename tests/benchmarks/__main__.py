@@ -4,6 +4,7 @@
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,18 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of what ``work`` starts and waits for."""
+
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    begin = used()
+    work()
+    return used() - begin
+
+
 def ours(*words: str, env: dict[str, str] | None = None) -> commands.Ran:
     done = commands.run("create-image", *words, env=env)
     if done.code != 0:
@@ -59,8 +72,10 @@ def cold_build(top: Path) -> tuple[list[Figure], Path]:
     """Our cold build to a zstd qcow2, against diskimage-builder's own way to a qcow2 of the same packages."""
     words = (*IMAGE, "--no-verify", "--output-dir", str(top / "build"), "--cache-dir", str(top / "cache"))
     with console.stage("our cold build") as stage:
-        mine = seconds(lambda: ours(*words))
-        stage.note = f"{mine:.1f} s"
+        begin = time.perf_counter()
+        cpu = cpu_seconds(lambda: ours(*words))
+        mine = time.perf_counter() - begin
+        stage.note = f"{mine:.1f} s, {cpu:.1f} CPU s"
     (folder,) = (top / "build").glob("Sage-Debian12/*")
     made, _ = manifest.read(folder)
     packages = sorted(package.name for package in made.packages)
@@ -73,13 +88,107 @@ def cold_build(top: Path) -> tuple[list[Figure], Path]:
         stage.note = f"{tree:.1f} s to a tar, {compress:.1f} s for qemu-img convert -c"
     size = (top / "stock.qcow2").stat().st_size
     raw.unlink()
+    with console.stage("the floor: mmdebstrap") as stage:
+        floor = cpu_seconds(lambda: plain_mmdebstrap(top / "floor", packages))
+        stage.note = f"{floor:.1f} CPU s"
     how = (
         f"{mine:.1f} s for `create-image --no-verify`, caches empty, against {tree + compress:.1f} s: {tree:.1f} s for "
         f"stock `disk-image-create -t tar debian-minimal` with the same {len(packages)} packages and {compress:.1f} s "
         f"for `qemu-img convert -c` of a disk with our tree (the stock way has no boot loader and makes no disk of a "
         f"tar; what that would take is not counted); {made.files[0].size >> 20} MiB against {size >> 20} MiB"
     )
-    return [Figure("cold build of sage / stock way", mine / (tree + compress), "ratio", 0.6, how)], folder
+    cpu_how = (
+        f"{cpu:.1f} CPU seconds for the same `create-image`, to the finished qcow2 and with the stacks' container "
+        f"images, against {floor:.1f} for mmdebstrap with the same packages and one run of update-initramfs"
+    )
+    size_how = f"{made.files[0].size >> 20} MiB against {size >> 20} MiB, of the same disk"
+    return [
+        Figure("cold build of sage / stock way", mine / (tree + compress), "ratio", 0.5, how),
+        Figure("cold build of sage / mmdebstrap, CPU", cpu / floor, "ratio", 1.15, cpu_how),
+        Figure("zstd qcow2 of sage / qemu-img convert -c", made.files[0].size / size, "ratio", 0.95, size_how),
+    ], folder
+
+
+_HOOK = """\
+set -eu
+program=/usr/sbin/update-initramfs
+if [ "$1" = before ]; then
+    chroot "$2" dpkg-divert --local --rename --add $program
+    printf '#!/bin/sh\\nexit 0\\n' > "$2$program"
+    chmod 755 "$2$program"
+else
+    rm -f "$2$program"
+    chroot "$2" dpkg-divert --local --rename --remove $program
+    chroot "$2" update-initramfs -c -k all
+fi
+"""
+
+
+def plain_mmdebstrap(top: Path, packages: Sequence[str]) -> None:
+    """The packages by mmdebstrap alone, with one initramfs."""
+    hook = files.make_folder(top) / "hook"
+    hook.write_text(_HOOK)
+    sources = (
+        "deb http://deb.debian.org/debian bookworm main\n"
+        "deb http://deb.debian.org/debian bookworm-updates main\n"
+        "deb http://deb.debian.org/debian-security bookworm-security main\n"
+    )
+    command: list[str | Path] = [
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=apt",
+        f"--include={','.join(packages)}",
+        f'--essential-hook=sh {hook} before "$1"',
+        f'--customize-hook=sh {hook} after "$1"',
+        "bookworm",
+        top / "root",
+        "-",
+    ]
+    with (top / "log").open("wb") as log:
+        subprocess.run(command, input=sources.encode(), stdout=log, stderr=log, check=True, timeout=1800)
+    files.remove_tree(top)
+
+
+def one_line(folder: Path) -> list[Figure]:
+    """One line changed in an element of ``sage``: a new qcow2, from the layers that stand."""
+    top = folder.parents[2]
+    copy = top / "elements"
+    subprocess.run(["cp", "-r", PROJECT / "elements", copy], check=True)
+    figures = []
+    for element in ("edge-plugins", "virtual-waggle"):
+        times = []
+        path = next((copy / element).glob("post-install.d/*"))
+        for number in range(3):
+            path.write_text(path.read_text() + f"# line {number}\n")
+            words = (*IMAGE, "--no-verify", "--output-dir", str(top / "build"), "--cache-dir", str(top / "cache"))
+            with console.stage(f"one line of {element}") as stage:
+                times.append(seconds(lambda words=words: ours(*words, "--elements-dir", str(copy))))  # type: ignore[misc]
+                stage.note = f"{times[-1]:.1f} s"
+        how = f"median of 3 runs of `create-image --no-verify`, from {min(times):.1f} to {max(times):.1f} s"
+        figures.append(Figure(f"one line changed in element {element}", median(times), "s", 12.0, how))
+    files.remove_tree(copy)
+    return figures
+
+
+def shared_layers(top: Path) -> list[Figure]:
+    """``base``, ``sage`` and ``sage-cuda`` in one run, against three runs; all with empty caches."""
+
+    def build(name: str, *variants: str) -> float:
+        words = [word for variant in variants for word in ("--variant", variant)]
+        places = ("--output-dir", str(top / name / "build"), "--cache-dir", str(top / name / "cache"))
+        with console.stage(f"cold build of {' and '.join(variants)}") as stage:
+            took = seconds(lambda: ours(*words, "--release", "bookworm", "--no-verify", *places))
+            stage.note = f"{took:.1f} s"
+        files.remove_tree(top / name)
+        return took
+
+    variants = ("base", "sage", "sage-cuda")
+    together = build("together", *variants)
+    single = {variant: build(variant, variant) for variant in variants}
+    alone = ", ".join(f"{variant} {took:.1f} s" for variant, took in single.items())
+    how = f"{together:.1f} s for `create-image` of all three, caches empty, against {alone}, each with caches empty"
+    name = "base, sage and sage-cuda in one run / in three"
+    return [Figure(name, together / sum(single.values()), "ratio", 0.65, how)]
 
 
 def arm64_cold_build(top: Path) -> list[Figure]:
@@ -242,10 +351,15 @@ def report(figures: Sequence[Figure]) -> str:
 
 def main() -> int:
     files.make_folder(PROJECT / "build")
+    chosen = set(sys.argv[1:]) or {"arm64", "cuda"}  # the long ones; the others are always measured
     with tempfile.TemporaryDirectory(dir=PROJECT / "build", prefix="bench.") as scratch:
         top = Path(scratch)
         figures, folder = cold_build(top)
-        figures += arm64_cold_build(top / "arm64")
+        figures += one_line(folder)
+        if "arm64" in chosen:
+            figures += arm64_cold_build(top / "arm64")
+        if "cuda" in chosen:
+            figures += shared_layers(top / "cuda")
         config = Config(state_dir=top / "chameleon", env_dir=local_environment(), port=free_ports())
         try:
             state = local.up(config)
