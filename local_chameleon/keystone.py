@@ -22,6 +22,7 @@ def configure(folder: Path) -> None:
         "database": configuration.database(folder / DATABASE),
         "token": {"provider": "fernet"},
         "fernet_tokens": {"key_repository": folder / "fernet-keys"},
+        "fernet_receipts": {"key_repository": folder / "fernet-keys"},  # else Keystone looks in /etc
         "credential": {"key_repository": folder / "credential-keys"},
         # No memcached here: what was looked up is kept in the process.
         "cache": {"enabled": "true", "backend": "oslo_cache.dict"},

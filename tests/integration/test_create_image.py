@@ -283,8 +283,9 @@ def test_a_mirror_out_of_reach_ends_the_build(tmp_path: Path) -> None:
     words = own_variant(tmp_path, "true")
     done = commands.run("create-image", *words, "--mirror", "http://127.0.0.1:9/debian", timeout=300)
     assert done.code == 1
-    assert "diskimage-builder failed in root.d/08-debootstrap" in done.err
-    assert "127.0.0.1" in done.err
+    assert "http://127.0.0.1:9/debian bookworm is out of reach" in done.err
+    assert "--mirror" in done.err
+    assert not (tmp_path / "build").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

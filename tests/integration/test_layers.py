@@ -184,7 +184,7 @@ def test_a_killed_build_leaves_no_broken_layer(by_root: Made, tmp_path: Path, nu
     words = own_variant(tmp_path, f"echo reached > /proc/self/fd/2; sleep 300  # {number}")
     running = commands.start("create-image", *words, *by_root.places())
     for _ in process.poll_until(120):
-        if any(line.endswith("sleep 300") for line in commands.processes_that_name(by_root.top)):
+        if any(line.rstrip().endswith("sleep 300") for line in commands.processes_that_name(by_root.top)):
             break
         if running.poll() is not None:
             break
