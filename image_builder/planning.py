@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from groundwork import console, files, products
-from groundwork.errors import InputError
+from groundwork.errors import InputError, SageError
 from image_builder import archive, archive_keys
 from image_builder.archive import Planned, Source, State
 from image_builder.recipe import Indexes, Layer, Recipe
@@ -75,9 +75,7 @@ def _plan(state: State, names: Sequence[str], below: Sequence[Planned], asked: S
     """What apt would add for a layer; what it can't find is told with who asks for it."""
     try:
         return archive.plan(state, names, below=below, asking=asked)
-    except InputError:
-        raise
-    except Exception:
+    except SageError:
         archive.check(asked, state)  # the better explanation, where that is the reason
         raise
 
