@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One family of errors: each says what is wrong, what to do about it, and how the program ends.
 
-They are raised anywhere and caught once, in a program's ``cli.py`` (by :func:`groundwork.program.run_program`).
+They are raised anywhere and caught once, by a program's ``main`` (in :func:`groundwork.program.run_program`).
 Exit codes: 0 done, 1 failed, 2 wrong input or configuration, 3 some sites failed,
 128 + n ended by signal n.
 """

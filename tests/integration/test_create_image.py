@@ -354,7 +354,7 @@ def test_the_wheel_works_outside_the_clone(tmp_path: Path) -> None:
         [uv, "pip", "install", "--quiet", "--python", sys.executable, "--no-deps", "--target", target, wheel],
         check=True,
     )
-    start = "import sys; from image_builder.cli import create_image; create_image()"
+    start = "import sys; from image_builder.create_image import main; main()"
     # our own packages from the wheel, the others from this environment
     others = tmp_path / "others"
     others.mkdir()

@@ -10,7 +10,20 @@ import pytest
 from chameleon_sites.sites import DiskFormat
 from groundwork import files, process, products
 from groundwork.errors import InputError, Interrupted, SageError
-from image_builder import build, cli, disk, emulation, inventory, machine, manifest, privilege, recipe, variant
+from image_builder import (
+    build,
+    cli,
+    create_image,
+    disk,
+    emulation,
+    inventory,
+    machine,
+    manifest,
+    privilege,
+    recipe,
+    variant,
+)
+from image_builder import sage_image as sage_command
 from image_builder import settings as table
 from image_builder.build import Places
 from image_builder.cli import default_arch
@@ -25,7 +38,7 @@ IMAGE = ["--variant", "sage", "--release", "bookworm"]
 
 def told(*words: str, sage_image: bool = False) -> InputError:
     """The InputError that these words end in."""
-    main: Callable[[list[str]], int] = cli._sage_image if sage_image else cli._create_image
+    main: Callable[[list[str]], int] = sage_command._sage_image if sage_image else create_image._create_image
     with pytest.raises(InputError) as caught:
         main(list(words))
     assert caught.value.exit_code == 2
@@ -352,7 +365,7 @@ def test_a_disk_in_the_cache_counts_only_when_it_is_whole(sage: Recipe, tmp_path
 
 def test_the_upload_command_is_exact(tmp_path: Path) -> None:
     made = build.Build(a_manifest(), tmp_path, fresh=True)
-    assert cli.upload_commands(made, []) == [
+    assert create_image.upload_commands(made, []) == [
         "openstack image create --disk-format qcow2 --container-format bare --min-disk 3 "
         "--property build-variant=sage --property build-tag=20261120T031500Z-dddddddd "
         f"--file {tmp_path}/Sage-Debian12.zstd.qcow2 Sage-Debian12"
