@@ -119,6 +119,17 @@ class SiteImage:
         return self.properties.get("sage_recipe_digest", "")
 
     @property
+    def paused(self) -> bool:
+        """Whether it is to stay as it is, or its site is: it is not renamed, hidden or deleted."""
+        return bool(self.properties.get("sage_paused") or self.properties.get("sage_site_paused"))
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether a rollback took the public name from it, and nobody gave it back."""
+        withdrawn_at = self.properties.get("sage_withdrawn_at", "")
+        return self.state == ImageState.PREVIOUS and withdrawn_at > self.promoted_at
+
+    @property
     def publisher(self) -> str:
         """The process that uploads or uploaded it."""
         return self.properties.get("sage_publisher", "")

@@ -35,6 +35,10 @@ class NameConflict(SageError):
     """An image that is not ours to move has the public name."""
 
 
+class Paused(SageError):
+    """An image that would have to be changed is paused."""
+
+
 @dataclass(frozen=True)
 class Hide:
     """First call of a swap: the old image is no longer listed; it keeps its name."""
@@ -143,7 +147,9 @@ def plan(
     repairs and tidies only.  ``keep``: how many images stay, the current one included; None deletes no finished
     image.  ``publishers``: publishers whose life can be judged -> whether they live.
 
-    Raises NameConflict where an image has the name that this version does not know how to move.
+    A paused image is not renamed, hidden or deleted, except to end a swap that was begun.  Raises NameConflict where
+    an image has the name that this version does not know how to move, and Paused where ``new`` or the image that has
+    the name is paused.
     """
     ours = [image for image in standing if _is_ours(image) and image.image_name == image_name]
     holders = [image for image in ours if image.name == image_name]
@@ -164,6 +170,13 @@ def plan(
     notes: list[str] = []
     if chosen is not None and chosen in listed:
         best = chosen
+    if chosen is not None and chosen != best:
+        for moved in (chosen, best):
+            if moved is not None and moved.paused:
+                raise Paused(
+                    f"{moved.name} ({moved.id}) is paused: it keeps its name",
+                    hint="sage-image unpause IMAGE, or SITE where the whole site is paused, lets it go",
+                )
     # Whatever holds the name beside the best is moved first, so that names are unique when the swap begins.
     extras = [image for image in holders if image not in (best, chosen)]
     if chosen is not None and chosen in holders and chosen != best:
@@ -196,8 +209,10 @@ def plan(
             notes.append(f"{image.name} ({image.id}) was the current one and has been renamed by hand; left alone")
         elif image.state in (ImageState.STAGING, ImageState.CANDIDATE):
             reason = _left_over(image, now, publishers or {})
-            if reason and not image.protected:
+            if reason and not image.protected and not image.paused:
                 steps.append(Delete(image.id, image.name, reason))
+            elif image.paused:
+                notes.append(f"{image.name} ({image.id}) is paused; left alone")
             else:
                 notes.append(f"{image.name} ({image.id}) is being uploaded by {image.publisher or 'another run'}")
         else:
@@ -308,7 +323,12 @@ def _retention(current: SiteImage | None, previous: Sequence[SiteImage], keep: i
             notes.append(f"{image.name} ({image.id}) does not tell when it was built; no old image is deleted")
             return []
     oldest_last = sorted(previous, key=lambda image: (ages[image.id], image.created_at, image.id), reverse=True)
-    doomed = [image for image in oldest_last[max(keep, 1) - 1 :] if not image.protected]
+    # One that was withdrawn and is newer than the current tells the next run not to publish that recipe again.
+    doomed = [
+        image
+        for image in oldest_last[max(keep, 1) - 1 :]
+        if not (image.protected or image.paused or (image.withdrawn and image.built_at > current.built_at))
+    ]
     return [Delete(image.id, image.name, f"older than the newest {keep}") for image in reversed(doomed)]
 
 

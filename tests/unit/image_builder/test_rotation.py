@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The planner of the rotation: whatever stands, and wherever a run is killed, one image has the public name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
@@ -15,6 +15,7 @@ from image_builder.rotation import (
     Delete,
     Hide,
     NameConflict,
+    Paused,
     Plan,
     Promote,
     Settle,
@@ -43,6 +44,7 @@ def image(
     age: timedelta = timedelta(minutes=1),
     image_name: str = NAME,
     tags: tuple[str, ...] = ("sage-image",),
+    also: Mapping[str, str] | None = None,
 ) -> SiteImage:
     built = f"2026-11-{number:02}T03:15:00Z" if built_at is None else built_at
     names = {
@@ -75,6 +77,7 @@ def image(
             "sage_built_at": built,
             "sage_publisher": publisher,
             **({"sage_promoted_at": promoted_at} if promoted_at else {}),
+            **(also or {}),
         },
     )
 
@@ -141,6 +144,41 @@ def test_keep_one_keeps_the_current_alone_and_never_less() -> None:
 def test_the_current_stays_even_when_it_is_the_oldest() -> None:
     standing = [image(1, ImageState.CURRENT), image(2), image(3), image(4)]
     assert [step.id for step in plan(NAME, standing, keep=2, now=NOW).steps] == [image(2).id, image(3).id]
+
+
+@pytest.mark.parametrize("key", ["sage_paused", "sage_site_paused"])
+def test_a_paused_image_is_neither_replaced_nor_promoted_nor_deleted(key: str) -> None:
+    paused = {key: "yes"}
+    old, new = image(2, ImageState.CURRENT), image(3, ImageState.CANDIDATE)
+    for standing in (
+        [image(2, ImageState.CURRENT, also=paused), new],
+        [old, image(3, ImageState.CANDIDATE, also=paused)],
+    ):
+        with pytest.raises(Paused, match="keeps its name"):
+            plan(NAME, standing, new=new.id, now=NOW)
+    left = image(4, ImageState.STAGING, also=paused, age=timedelta(days=3))
+    made = plan(NAME, [old, image(1, also=paused), left], keep=1, now=NOW)
+    assert made.steps == ()
+    assert "paused" in made.notes[0]
+
+
+def test_a_swap_that_was_begun_is_ended_also_where_an_image_was_paused_meanwhile() -> None:
+    standing = [image(1, ImageState.CURRENT, hidden=True, also={"sage_paused": "yes"}), image(2, ImageState.CURRENT)]
+    assert kinds(plan(NAME, standing, now=NOW)) == [BackDate]
+
+
+def test_what_a_rollback_withdrew_stays_while_it_is_newer_than_the_current() -> None:
+    withdrawn = {"sage_withdrawn_at": "2026-11-20T11:00:00Z", "sage_promoted_at": "2026-11-20T10:00:00Z"}
+    assert plan(NAME, [image(2, ImageState.CURRENT), image(3, also=withdrawn)], keep=1, now=NOW).steps == ()
+    made = plan(NAME, [image(4, ImageState.CURRENT), image(3, also=withdrawn)], keep=1, now=NOW)
+    assert kinds(made) == [Delete]
+
+
+def test_an_image_that_was_promoted_after_it_was_withdrawn_is_withdrawn_no_more() -> None:
+    marks = {"sage_withdrawn_at": "2026-11-20T11:00:00Z", "sage_promoted_at": "2026-11-20T12:00:00Z"}
+    assert not image(3, also=marks).withdrawn
+    assert image(3, also={**marks, "sage_promoted_at": ""}).withdrawn
+    assert not image(3, ImageState.CURRENT, also={**marks, "sage_promoted_at": ""}).withdrawn
 
 
 def test_protected_images_stay() -> None:
