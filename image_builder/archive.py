@@ -126,9 +126,18 @@ def sources(
 
 
 def open_state(
-    sources: Sequence[Source], keyring: Path, arch: Arch, cache: Path, *, refresh: bool = False, stage: console.Stage
+    sources: Sequence[Source],
+    keyring: Path,
+    arch: Arch,
+    cache: Path,
+    *,
+    refresh: bool = False,
+    since: str | None = None,
+    stage: console.Stage,
 ) -> State:
     """The archive's state, from the cache; fetched where there is none yet, and anew with ``refresh``.
+
+    One that was fetched after ``since`` (a time of :func:`now`) is new enough.
 
     A refresh that fails or is killed leaves the state that was there.  Of two at once the second waits and takes
     the first's result.  Raises InputError where there is no keyring, and SageError, with the mirror's name, for a
@@ -141,9 +150,9 @@ def open_state(
     key = files.digest_text(str(arch), files.digest_file(keyring).sha256, *lines)[:32]
     place = cache / "archive" / key
     found = _standing(place)
-    if found is not None and not refresh:
+    if found is not None and (not refresh or (since is not None and found.fetched_at >= since)):
         return found
-    begin = _now()
+    begin = now()
     with files.lock(
         cache / f"locks/archive-{key}.lock",
         wait=_FETCH_DEADLINE + 60,
@@ -262,7 +271,8 @@ def lists_folder(state: State) -> Path:
     return state.folder / "lists"
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, UTC, RFC 3339."""
     # With a fraction: two refreshes in one second are two.
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
@@ -371,7 +381,7 @@ def _update(sources: Sequence[Source], keyring: Path, arch: Arch, folder: Path, 
         unread,
         digest=files.digest_text(*(f"{release.suite} {release.sha256}" for release in releases)),
         releases=releases,
-        fetched_at=_now(),
+        fetched_at=now(),
     )
 
 

@@ -32,6 +32,11 @@ def project_folder(name: str) -> Path:
     return in_clone if in_clone.is_dir() else Path(__file__).parent / "data" / name
 
 
+def variant_folders(values: dict[str, Any]) -> list[Path]:
+    """Where variants are looked for: the user's folders, then ours."""
+    return [*values["variants_dir"], project_folder("variants")]
+
+
 def named_sites(values: dict[str, Any]) -> list[Site]:
     return pick_sites(values["site"], values["sites_file"])
 

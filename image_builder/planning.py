@@ -29,15 +29,18 @@ class _Wanted:
     packages: tuple[Wanted, ...]
 
 
-def settle(recipe: Recipe, cache: Path, *, refresh: bool) -> Recipe:
+def settle(recipe: Recipe, cache: Path, *, refresh: bool, since: str | None = None) -> Recipe:
     """The recipe with its packages planned, from the archive's state in the cache, or with ``refresh`` as it is now.
 
+    A state that was fetched after ``since`` (a time of :func:`archive.now`) counts as now.
     Raises InputError, with element, file and line, for a package that the archive lacks.
     """
     archive_keys.check(recipe.archive.keyring, recipe.os_name, recipe.archive.keyring_package)
     with console.stage("archive", brief=True) as stage:
         keyring = Path(recipe.archive.keyring)
-        state = archive.open_state(sources(recipe), keyring, recipe.arch, cache, refresh=refresh, stage=stage)
+        state = archive.open_state(
+            sources(recipe), keyring, recipe.arch, cache, refresh=refresh, since=since, stage=stage
+        )
         epoch = int(datetime.fromisoformat(state.releases[0].date.replace("Z", "+00:00")).timestamp())
         layers: list[Layer] = []
         planned: list[Planned] = []

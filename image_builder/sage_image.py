@@ -129,7 +129,7 @@ def _verify(values: dict[str, Any], path: Path) -> int:
             f"there is no manifest beside {path}, so it is not known what it promises",
             hint="name the variant whose checks to make: --variant sage",
         )
-    chosen = variant.load(name, [*values["variants_dir"], cli.project_folder("variants")])
+    chosen = variant.load(name, cli.variant_folders(values))
     named = made.arch if made else values["arch"]
     arch = Arch(named) if named else cli.default_arch(chosen.arches)
     process.require(*machine.programs(arch))

@@ -19,6 +19,7 @@ from image_builder import (
     inventory,
     machine,
     manifest,
+    pipeline,
     privilege,
     recipe,
     variant,
@@ -365,7 +366,7 @@ def test_a_disk_in_the_cache_counts_only_when_it_is_whole(sage: Recipe, tmp_path
 
 def test_the_upload_command_is_exact(tmp_path: Path) -> None:
     made = build.Build(a_manifest(), tmp_path, fresh=True)
-    assert create_image.upload_commands(made, []) == [
+    assert pipeline.upload_commands(made, []) == [
         "openstack image create --disk-format qcow2 --container-format bare --min-disk 3 "
         "--property build-variant=sage --property build-tag=20261120T031500Z-dddddddd "
         f"--file {tmp_path}/Sage-Debian12.zstd.qcow2 Sage-Debian12"
