@@ -13,7 +13,7 @@ from chameleon_sites.cloud import SiteUnreachable
 from chameleon_sites.sites import Site
 from groundwork import console, files
 from groundwork.errors import SageError
-from image_builder import catalog, site_work
+from image_builder import catalog, site_rotation, site_work
 from image_builder.catalog import Visibility
 from image_builder.manifest import Manifest
 from image_builder.publication import Outcome, PublishOptions, PublishReport, SiteInventory, SitePublication
@@ -46,7 +46,16 @@ def publish(
     if connections is None:
         connections = cloud.connect_all(sites)
     works = [
-        Work(manifest, folder, site, options, connections.get(site.name, _not_connected(site)), stop) for site in sites
+        Work(
+            site=site,
+            image_name=manifest.image_name,
+            options=options,
+            connection=connections.get(site.name, _not_connected(site)),
+            stop=stop,
+            manifest=manifest,
+            folder=folder,
+        )
+        for site in sites
     ]
     title = "dry run of publishing" if options.dry_run else "publish"
     with console.stage(f"{title} {manifest.image_name} at {files.join_names([site.name for site in sites])}") as stage:
@@ -84,11 +93,11 @@ def standing_report(
     """
     results = []
     for site, found in zip(sites, inventory(sites, image_name, connections=connections), strict=True):
-        current = site_work.current_of(found.images, image_name)
+        current = site_rotation.current_of(found.images, image_name)
         if current is None or not site_work.is_of_recipe(current, site, recipe_digest):
             return None
         try:
-            plan = site_work.plan_of(image_name, found.images, keep=options.keep)
+            plan = site_rotation.plan_of(image_name, found.images, keep=options.keep)
         except SageError:
             return None
         if plan.steps or current.visibility not in options.visibility:
@@ -112,14 +121,14 @@ def inventory(
 
     def read(site: Site) -> None:
         try:
-            connection = site_work.connected(connections.get(site.name, _not_connected(site)))
+            connection = site_rotation.connected(connections.get(site.name, _not_connected(site)))
             images = catalog.list_ours(connection, image_name)
             # Sorts are stable: the last one counts first.
             ordered = sorted(images, key=lambda image: (image.built_at, image.created_at, image.id), reverse=True)
             ordered.sort(key=lambda image: (image.image_name, image.name != image.image_name))
             found[site.name] = SiteInventory(site.name, tuple(ordered), None)
         except Exception as error:
-            found[site.name] = SiteInventory(site.name, (), site_work.problem_of(site, error))
+            found[site.name] = SiteInventory(site.name, (), site_rotation.problem_of(site, error))
 
     threads = [threading.Thread(target=read, args=(site,), daemon=True) for site in sites]
     for thread in threads:
@@ -145,7 +154,7 @@ def _clean_up(works: Sequence[Work], threads: Sequence[threading.Thread]) -> Non
             stuck = work.staging is not None and not work.swapping
         if stuck and not isinstance(work.connection, SageError):
             logger.warning("%s does not answer; deleting its temporary image anew", work.site.name)
-            site_work.drop_staging(work, work.connection)
+            site_rotation.drop_staging(work, work.connection)
 
 
 def _not_connected(site: Site) -> SageError:

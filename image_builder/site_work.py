@@ -5,27 +5,22 @@ Repair what an interrupted run left, pass over what is unchanged, upload under a
 Glance's digest with ours, set the visibility, swap, delete what is too old.
 """
 
-import contextlib
 import logging
-import os
-import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chameleon_sites import cloud
 from chameleon_sites.cloud import SiteError, SiteUnreachable
 from chameleon_sites.sites import Site
-from groundwork import console, files
+from groundwork import console
 from groundwork.errors import InputError, SageError
-from image_builder import catalog, publisher, rotation
-from image_builder.catalog import Change, ImageState, SiteImage, Stopped, Visibility
+from image_builder import catalog, publisher, site_rotation
+from image_builder.catalog import Change, ImageState, SiteImage, Visibility
 from image_builder.manifest import ImageFile, Manifest
-from image_builder.publication import Outcome, Problem, PublishOptions, SitePublication
+from image_builder.publication import Outcome, Problem, SitePublication
+from image_builder.site_rotation import SiteRun
 
 if TYPE_CHECKING:
     from openstack.connection import Connection
@@ -34,30 +29,17 @@ logger = logging.getLogger(__name__)
 
 _GIBIBYTE = 1 << 30
 _UPLOAD_ATTEMPTS = 2
-_REPAIRS = 3  # attempts to finish or undo a swap in which a call failed
-_LOCK_WAIT = 120.0  # seconds; another run of this machine holds the lock for a swap, less than one
 
 
-@dataclass
-class Work:
-    """The work at one site; what its thread and the main thread both look at."""
+@dataclass(kw_only=True)
+class Work(SiteRun):
+    """The publication of a build (``manifest``, whose files lie in ``folder``) at one site."""
 
     manifest: Manifest
     folder: Path
-    site: Site
-    options: PublishOptions
-    connection: "Connection | SageError"
-    stop: threading.Event
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    staging: str | None = None  # the id of an image that must not stay if the program ends now
-    swapping: bool = False
-    done: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    word: str = "connecting"
     sent: int = 0
     uploaded: int = 0
     size: int = 0
-    begin: float = field(default_factory=time.monotonic)
     upload_begin: float = 0.0
     result: SitePublication | None = None
 
@@ -70,29 +52,14 @@ class Work:
         rate = self.sent / max(time.monotonic() - self.upload_begin, 0.001)
         return f"{self.site.name} {100 * self.sent // self.size} % {console.mebibytes(int(rate))}/s"
 
-    def go_on(self) -> None:
-        """Raise Stopped when the program was told to end."""
-        if self.stop.is_set():
-            raise Stopped
-
-    def warn(self, text: str) -> None:
-        if text not in self.warnings:
-            self.warnings.append(text)
-
 
 def run(work: Work) -> None:
     """A site's thread: whatever happens becomes the site's result."""
     try:
-        work.result = _publish_at(work, connected(work.connection))
+        work.result = _publish_at(work, site_rotation.connected(work.connection))
     except Exception as error:
         logger.debug("%s failed", work.site.name, exc_info=True)
-        work.result = _result(work, Outcome.FAILED, None, problem_of(work.site, error))
-
-
-def connected(connection: "Connection | SageError") -> "Connection":
-    if isinstance(connection, SageError):
-        raise connection
-    return connection
+        work.result = _result(work, Outcome.FAILED, None, site_rotation.problem_of(work.site, error))
 
 
 def _publish_at(work: Work, connection: "Connection") -> SitePublication:
@@ -108,27 +75,34 @@ def _publish_at(work: Work, connection: "Connection") -> SitePublication:
     work.word = "looking"
     # Repair first: an earlier run's swap is finished or undone, and what its upload left is deleted.
     standing = catalog.list_ours(connection, manifest.image_name)
-    standing = _tidy(work, connection, standing)
-    current = current_of(standing, manifest.image_name)
+    standing = site_rotation.tidy(
+        work,
+        connection,
+        standing,
+        keep=work.options.keep,
+        # A build that still stands here under its back-dated name is given the name again, not deleted and uploaded.
+        spared=lambda image: _is_at_hand(image, work),
+    )
+    current = site_rotation.current_of(standing, manifest.image_name)
     _check_foreign(work, connection, current)
     if current is not None and _is_unchanged(current, work):
         current = _follow_visibility(work, connection, current)
         return _result(work, Outcome.UNCHANGED, current)
-    image = next((image for image in standing if _may_be_promoted(image) and _is_this_build(image, work)), None)
+    image = next((image for image in standing if _is_at_hand(image, work)), None)
     if image is None:
         image = _stage(work, connection, file)
     elif image.state == ImageState.CANDIDATE:
         image = _adopt(work, connection, image)
     try:
-        image = _set_visibility(work, connection, image)
+        image = site_rotation.set_visibility(work, connection, image)
         work.go_on()
-        _swap(work, connection, image.id)
+        site_rotation.swap(work, connection, image.id)
     except BaseException:
-        drop_staging(work, connection)
+        site_rotation.drop_staging(work, connection)
         raise
     if not work.stop.is_set():
         try:
-            _retain(work, connection, image.id)
+            site_rotation.retain(work, connection, image.id)
         except SageError as error:  # the new image is public; what is too old goes with the next run
             work.warn(f"old images were not deleted: {error}")
     return _result(work, Outcome.PUBLISHED, image)
@@ -138,50 +112,22 @@ def _rehearse(work: Work, connection: "Connection", file: ImageFile) -> SitePubl
     """What would be done, with nothing changed."""
     manifest = work.manifest
     standing = list(catalog.list_ours(connection, manifest.image_name))
-    repair = _plan(work, standing, keep=work.options.keep)
-    current = current_of(standing, manifest.image_name)
+    repair = site_rotation.plan_for(work, standing, keep=work.options.keep)
+    current = site_rotation.current_of(standing, manifest.image_name)
     _check_foreign(work, connection, current)
     if current is not None and _is_unchanged(current, work):
         work.done += [str(step) for step in repair.steps]
         return _result(work, Outcome.UNCHANGED, current)
-    image = next((image for image in standing if _may_be_promoted(image) and _is_this_build(image, work)), None)
+    image = next((image for image in standing if _is_at_hand(image, work)), None)
     if image is None:
         image = _imagined(work, file)
         standing.append(image)
         size = console.mebibytes(file.size) if file.size else "to be made"
         work.done.append(f"upload {file.name} ({size}) as {image.name}")
     work.done.append(f"set its visibility to {' or else '.join(work.options.visibility)}")
-    plan = _plan(work, standing, new=image.id, keep=work.options.keep)
+    plan = site_rotation.plan_for(work, standing, new=image.id, keep=work.options.keep)
     work.done += [str(step) for step in plan.steps]
     return _result(work, Outcome.WOULD_PUBLISH, None)
-
-
-def _tidy(work: Work, connection: "Connection", standing: tuple[SiteImage, ...]) -> tuple[SiteImage, ...]:
-    """Bring a site into a state in which nothing is half-done; returns what then stands there."""
-    plan = _plan(work, standing, keep=work.options.keep)
-    if not plan.steps:
-        return standing
-    if plan.swap:
-        with _exclusive(work):
-            # Another run of this machine may have done it while this one waited; and one of another machine
-            # may be in the middle of a swap, which does not take a second.
-            if any(isinstance(step, rotation.Show) for step in plan.steps) and work.stop.wait(1.0):
-                raise Stopped
-            plan = _plan(work, catalog.list_ours(connection, work.manifest.image_name))
-            _do(work, connection, plan.swap)
-        standing = catalog.list_ours(connection, work.manifest.image_name)
-        plan = _plan(work, standing, keep=work.options.keep)
-    # A build that still stands here under its back-dated name is given the name again, not deleted and uploaded.
-    doomed = [
-        step
-        for step in plan.deletions
-        if not any(
-            image.id == step.id and _may_be_promoted(image) and _is_this_build(image, work) for image in standing
-        )
-    ]
-    _delete(work, connection, doomed)
-    gone = {step.id for step in doomed}
-    return tuple(image for image in standing if image.id not in gone)
 
 
 def _stage(work: Work, connection: "Connection", file: ImageFile) -> SiteImage:
@@ -195,7 +141,7 @@ def _stage(work: Work, connection: "Connection", file: ImageFile) -> SiteImage:
             return _stage_once(work, connection, file, image_id)
         except BaseException as error:
             work.word = "cleaning up"
-            drop_staging(work, connection)
+            site_rotation.drop_staging(work, connection)
             if not isinstance(error, SiteUnreachable) or attempt == _UPLOAD_ATTEMPTS or work.stop.wait(2.0):
                 raise
             work.warn(f"the upload broke off ({error}) and was begun again")
@@ -262,152 +208,15 @@ def _check_data(site: Site, image: SiteImage, file: ImageFile) -> None:
         )
 
 
-def _set_visibility(work: Work, connection: "Connection", image: SiteImage) -> SiteImage:
-    """Give an image the first of the visibilities asked for that the site allows."""
-    refusals = []
-    for visibility in work.options.visibility:
-        work.go_on()
-        if image.visibility == visibility:
-            return image
-        try:
-            image = catalog.change(connection, image.id, Change(visibility=str(visibility)))
-        except catalog.Refused as error:
-            refusals.append(str(visibility))
-            logger.debug("%s", error)
-            continue
-        if refusals:
-            work.warn(f"refused to make the image {' or '.join(refusals)}; it is {visibility}")
-        return image
-    raise SiteError(
-        f"{work.site.name} refuses to make the image {' or '.join(refusals)}",
-        hint="allow another visibility (--visibility), for example community",
-    )
-
-
 def _follow_visibility(work: Work, connection: "Connection", image: SiteImage) -> SiteImage:
     """Change the visibility of what stands where the settings now prefer another."""
     if image.visibility == work.options.visibility[0]:
         return image
     before = image.visibility
-    image = _set_visibility(work, connection, image)
+    image = site_rotation.set_visibility(work, connection, image)
     if image.visibility != before:
         work.done.append(f"change the visibility of {image.name} ({image.id}) from {before} to {image.visibility}")
     return image
-
-
-def _swap(work: Work, connection: "Connection", image_id: str) -> None:
-    """Give the public name to a checked image.  Once begun it is brought to an end, whatever is asked meanwhile."""
-    name = work.manifest.image_name
-    with _exclusive(work):
-        # Read again under the lock: what stands may have changed during the upload; it also warms the connection.
-        plan = _plan(work, catalog.list_ours(connection, name), new=image_id)
-        with work.lock:
-            work.go_on()
-            work.swapping, work.word = True, "swapping"
-        try:
-            _do(work, connection, plan.swap)
-        except SageError as error:
-            _finish_swap(work, connection, image_id, error)
-        with work.lock:
-            work.staging, work.swapping = None, False
-
-
-def _finish_swap(work: Work, connection: "Connection", image_id: str, error: SageError) -> None:
-    """A call failed in the middle: go on from what stands, or undo; raises where neither can be done."""
-    name = work.manifest.image_name
-    for attempt in range(_REPAIRS):
-        time.sleep(0.2 * 2**attempt)
-        try:
-            standing = catalog.list_ours(connection, name)
-            # Should the site refuse to go on, the last attempt undoes instead.
-            new = image_id if attempt < _REPAIRS - 1 else None
-            _do(work, connection, _plan(work, standing, new=new).swap)
-            if new is not None:
-                work.warn(f"the swap needed a second attempt ({error})")
-                return
-        except SageError as again:
-            error = again
-    current = None
-    with contextlib.suppress(SageError):
-        current = current_of(catalog.list_ours(connection, name), name)
-    if current is not None and current.id == image_id:
-        return
-    hint = "run this again: it repairs what stands there" if current is None else "the image before still stands"
-    raise SiteError(f"{work.site.name}: the swap failed: {error}", hint=hint) from error
-
-
-def _retain(work: Work, connection: "Connection", image_id: str) -> None:
-    """Delete what is too old, by a new listing, and only when that shows the site as it should be."""
-    name = work.manifest.image_name
-    standing = catalog.list_ours(connection, name)
-    current = current_of(standing, name)
-    if current is None or current.id != image_id:
-        work.warn("another publisher was at work at the same time; no old image is deleted")
-        plan = _plan(work, standing)
-        with _exclusive(work):
-            _do(work, connection, plan.swap)
-        return
-    plan = _plan(work, standing, keep=work.options.keep)
-    if plan.swap:
-        with _exclusive(work):
-            _do(work, connection, plan.swap)
-        return
-    _delete(work, connection, plan.deletions)
-
-
-def _delete(work: Work, connection: "Connection", steps: Sequence[rotation.Delete]) -> None:
-    """Delete; what can't be (in use, or protected meanwhile) is told and left to a later run."""
-    for step in steps:
-        try:
-            _do(work, connection, [step])
-        except SiteUnreachable:
-            raise
-        except SiteError as error:
-            work.done.pop()
-            work.warn(f"{step.name} ({step.id}) can't be deleted now: {error}")
-
-
-def _do(work: Work, connection: "Connection", steps: Sequence[rotation.Step]) -> None:
-    def tell(step: rotation.Step) -> None:
-        logger.info("%s: %s", work.site.name, step)
-        work.done.append(str(step))
-
-    rotation.execute(
-        steps,
-        change=lambda image_id, wanted: catalog.change(connection, image_id, wanted),
-        delete=lambda image_id: catalog.delete(connection, image_id),
-        on_step=tell,
-    )
-
-
-def _plan(
-    work: Work, standing: Sequence[SiteImage], *, new: str | None = None, keep: int | None = None
-) -> rotation.Plan:
-    plan = plan_of(work.manifest.image_name, standing, new=new, keep=keep)
-    for note in plan.notes:
-        if work.staging is None or work.staging not in note:
-            work.warn(note)
-    return plan
-
-
-def plan_of(
-    image_name: str, standing: Sequence[SiteImage], *, new: str | None = None, keep: int | None = None
-) -> rotation.Plan:
-    """The planner's answer, with what is known here of the publishers of what stands."""
-    publishers = {image.publisher: publisher.lives(image.publisher) for image in standing if image.publisher}
-    return rotation.plan(
-        image_name,
-        standing,
-        new=new,
-        keep=keep,
-        now=datetime.now(timezone.utc),
-        publishers={name: lives for name, lives in publishers.items() if lives is not None},
-    )
-
-
-def current_of(standing: Sequence[SiteImage], name: str) -> SiteImage | None:
-    listed = [image for image in standing if image.name == name and not image.hidden]
-    return listed[0] if len(listed) == 1 else None
 
 
 def _is_this_build(image: SiteImage, work: Work) -> bool:
@@ -422,6 +231,11 @@ def _is_this_build(image: SiteImage, work: Work) -> bool:
         and image.os_hash_value is not None
         and image.os_hash_value in digests
     )
+
+
+def _is_at_hand(image: SiteImage, work: Work) -> bool:
+    """Whether an image at the site can be promoted in place of an upload."""
+    return site_rotation.may_be_promoted(image) and _is_this_build(image, work)
 
 
 def is_of_recipe(image: SiteImage, site: Site, recipe_digest: str) -> bool:
@@ -442,13 +256,6 @@ def _is_unchanged(image: SiteImage, work: Work) -> bool:
     )
 
 
-def _may_be_promoted(image: SiteImage) -> bool:
-    """Whether an image that stands can be used as it is: it was checked, and no other run is about to use it."""
-    if image.state == ImageState.PREVIOUS:
-        return True
-    return image.state == ImageState.CANDIDATE and publisher.lives(image.publisher) is False
-
-
 def _check_foreign(work: Work, connection: "Connection", current: SiteImage | None) -> None:
     """Raise where publishing would make a second image of the name, beside one that this program did not make."""
     name = work.manifest.image_name
@@ -463,26 +270,6 @@ def _check_foreign(work: Work, connection: "Connection", current: SiteImage | No
         if current is None and (image.owner == owner or image.visibility == Visibility.PUBLIC):
             raise SiteError(f"{work.site.name}: {text}", hint="rename that image, or give yours another name")
         work.warn(f"{text}; whoever asks for the name finds two")
-
-
-def drop_staging(work: Work, connection: "Connection") -> None:
-    """Delete the temporary image, if there is one that has not got the name."""
-    with work.lock:
-        image_id = work.staging
-    if image_id is None:
-        return
-    try:
-        if work.swapping and catalog.get(connection, image_id).state == ImageState.CURRENT:
-            logger.debug("%s has the name; it stays", image_id)
-        else:
-            catalog.delete(connection, image_id)
-    except catalog.Gone:
-        pass
-    except SageError as error:
-        work.warn(f"the temporary image {image_id} could not be deleted ({error}); the next run does it")
-        return
-    with work.lock:
-        work.staging = None
 
 
 def _imagined(work: Work, file: ImageFile) -> SiteImage:
@@ -553,19 +340,3 @@ def _result(work: Work, outcome: Outcome, image: SiteImage | None, problem: Prob
         warnings=tuple(work.warnings),
         problem=problem,
     )
-
-
-def problem_of(site: Site, error: Exception) -> Problem:
-    ours = error if isinstance(error, SageError) else cloud.explain(site.name, error)
-    return Problem(str(ours), ours.hint, isinstance(ours, InputError))
-
-
-@contextlib.contextmanager
-def _exclusive(work: Work) -> Iterator[None]:
-    """Hold this machine's lock on the name at the site, so that two runs never swap at once."""
-    folder = work.options.locks
-    if folder is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        folder = Path(cache) / "sage-chameleon/locks"
-    with files.lock(folder / f"{work.site.slug}-{work.manifest.image_name}.lock", wait=_LOCK_WAIT):
-        yield

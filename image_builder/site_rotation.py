@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to the images of one public name at one site, whoever asks for it: repair, swap, deletion.
+
+Publishing (:mod:`image_builder.site_work`) and the care of what stands there share it.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chameleon_sites import cloud
+from chameleon_sites.cloud import SiteError, SiteUnreachable
+from chameleon_sites.sites import Site
+from groundwork import files
+from groundwork.errors import InputError, SageError
+from image_builder import catalog, publisher, rotation
+from image_builder.catalog import Change, ImageState, SiteImage, Stopped
+from image_builder.publication import Problem, PublishOptions
+
+if TYPE_CHECKING:
+    from openstack.connection import Connection
+
+logger = logging.getLogger(__name__)
+
+_REPAIRS = 3  # attempts to finish or undo a swap in which a call failed
+_LOCK_WAIT = 120.0  # seconds; another run of this machine holds the lock for a swap, less than one
+
+
+@dataclass(kw_only=True)
+class SiteRun:
+    """A run's work on one public name at one site; what its thread and the main thread both look at.
+
+    ``done`` and ``warnings`` are lines for people.
+    """
+
+    site: Site
+    image_name: str
+    options: PublishOptions
+    connection: "Connection | SageError"
+    stop: threading.Event
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    staging: str | None = None  # the id of an image that must not stay if the program ends now
+    swapping: bool = False
+    done: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    word: str = "connecting"
+    begin: float = field(default_factory=time.monotonic)
+
+    def go_on(self) -> None:
+        """Raise Stopped when the program was told to end."""
+        if self.stop.is_set():
+            raise Stopped
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+
+def connected(connection: "Connection | SageError") -> "Connection":
+    if isinstance(connection, SageError):
+        raise connection
+    return connection
+
+
+def tidy(
+    run: SiteRun,
+    connection: "Connection",
+    standing: tuple[SiteImage, ...],
+    *,
+    keep: int | None = None,
+    spared: Callable[[SiteImage], bool] = lambda image: False,
+) -> tuple[SiteImage, ...]:
+    """Bring a site into a state in which nothing is half-done; returns what then stands there.
+
+    ``keep`` as for :func:`image_builder.rotation.plan`; an image that is ``spared`` is not deleted.
+    """
+    plan = plan_for(run, standing, keep=keep)
+    if not plan.steps:
+        return standing
+    if plan.swap:
+        with exclusive(run):
+            # Another run of this machine may have done it while this one waited; and one of another machine
+            # may be in the middle of a swap, which does not take a second.
+            if any(isinstance(step, rotation.Show) for step in plan.steps) and run.stop.wait(1.0):
+                raise Stopped
+            plan = plan_for(run, catalog.list_ours(connection, run.image_name))
+            do_steps(run, connection, plan.swap)
+        standing = catalog.list_ours(connection, run.image_name)
+        plan = plan_for(run, standing, keep=keep)
+    kept = {image.id for image in standing if spared(image)}
+    doomed = [step for step in plan.deletions if step.id not in kept]
+    delete_steps(run, connection, doomed)
+    gone = {step.id for step in doomed}
+    return tuple(image for image in standing if image.id not in gone)
+
+
+def set_visibility(run: SiteRun, connection: "Connection", image: SiteImage) -> SiteImage:
+    """Give an image the first of the visibilities asked for that the site allows."""
+    refusals = []
+    for visibility in run.options.visibility:
+        run.go_on()
+        if image.visibility == visibility:
+            return image
+        try:
+            image = catalog.change(connection, image.id, Change(visibility=str(visibility)))
+        except catalog.Refused as error:
+            refusals.append(str(visibility))
+            logger.debug("%s", error)
+            continue
+        if refusals:
+            run.warn(f"refused to make the image {' or '.join(refusals)}; it is {visibility}")
+        return image
+    raise SiteError(
+        f"{run.site.name} refuses to make the image {' or '.join(refusals)}",
+        hint="allow another visibility (--visibility), for example community",
+    )
+
+
+def swap(run: SiteRun, connection: "Connection", image_id: str) -> None:
+    """Give the public name to a checked image.  Once begun it is brought to an end, whatever is asked meanwhile."""
+    name = run.image_name
+    with exclusive(run):
+        # Read again under the lock: what stands may have changed during the upload; it also warms the connection.
+        plan = plan_for(run, catalog.list_ours(connection, name), new=image_id)
+        with run.lock:
+            run.go_on()
+            run.swapping, run.word = True, "swapping"
+        try:
+            do_steps(run, connection, plan.swap)
+        except SageError as error:
+            _finish_swap(run, connection, image_id, error)
+        with run.lock:
+            run.staging, run.swapping = None, False
+
+
+def _finish_swap(run: SiteRun, connection: "Connection", image_id: str, error: SageError) -> None:
+    """A call failed in the middle: go on from what stands, or undo; raises where neither can be done."""
+    name = run.image_name
+    for attempt in range(_REPAIRS):
+        time.sleep(0.2 * 2**attempt)
+        try:
+            standing = catalog.list_ours(connection, name)
+            # Should the site refuse to go on, the last attempt undoes instead.
+            new = image_id if attempt < _REPAIRS - 1 else None
+            do_steps(run, connection, plan_for(run, standing, new=new).swap)
+            if new is not None:
+                run.warn(f"the swap needed a second attempt ({error})")
+                return
+        except SageError as again:
+            error = again
+    current = None
+    with contextlib.suppress(SageError):
+        current = current_of(catalog.list_ours(connection, name), name)
+    if current is not None and current.id == image_id:
+        return
+    hint = "run this again: it repairs what stands there" if current is None else "the image before still stands"
+    raise SiteError(f"{run.site.name}: the swap failed: {error}", hint=hint) from error
+
+
+def retain(run: SiteRun, connection: "Connection", image_id: str) -> None:
+    """Delete what is too old, by a new listing, and only when that shows the site as it should be."""
+    name = run.image_name
+    standing = catalog.list_ours(connection, name)
+    current = current_of(standing, name)
+    if current is None or current.id != image_id:
+        run.warn("another publisher was at work at the same time; no old image is deleted")
+        plan = plan_for(run, standing)
+        with exclusive(run):
+            do_steps(run, connection, plan.swap)
+        return
+    plan = plan_for(run, standing, keep=run.options.keep)
+    if plan.swap:
+        with exclusive(run):
+            do_steps(run, connection, plan.swap)
+        return
+    delete_steps(run, connection, plan.deletions)
+
+
+def delete_steps(run: SiteRun, connection: "Connection", steps: Sequence[rotation.Delete]) -> None:
+    """Delete; what can't be (in use, or protected meanwhile) is told and left to a later run."""
+    for step in steps:
+        try:
+            do_steps(run, connection, [step])
+        except SiteUnreachable:
+            raise
+        except SiteError as error:
+            run.done.pop()
+            run.warn(f"{step.name} ({step.id}) can't be deleted now: {error}")
+
+
+def do_steps(run: SiteRun, connection: "Connection", steps: Sequence[rotation.Step]) -> None:
+    def tell(step: rotation.Step) -> None:
+        logger.info("%s: %s", run.site.name, step)
+        run.done.append(str(step))
+
+    rotation.execute(
+        steps,
+        change=lambda image_id, wanted: catalog.change(connection, image_id, wanted),
+        delete=lambda image_id: catalog.delete(connection, image_id),
+        on_step=tell,
+    )
+
+
+def plan_for(
+    run: SiteRun, standing: Sequence[SiteImage], *, new: str | None = None, keep: int | None = None
+) -> rotation.Plan:
+    plan = plan_of(run.image_name, standing, new=new, keep=keep)
+    for note in plan.notes:
+        if run.staging is None or run.staging not in note:
+            run.warn(note)
+    return plan
+
+
+def plan_of(
+    image_name: str, standing: Sequence[SiteImage], *, new: str | None = None, keep: int | None = None
+) -> rotation.Plan:
+    """The planner's answer, with what is known here of the publishers of what stands."""
+    publishers = {image.publisher: publisher.lives(image.publisher) for image in standing if image.publisher}
+    return rotation.plan(
+        image_name,
+        standing,
+        new=new,
+        keep=keep,
+        now=datetime.now(timezone.utc),
+        publishers={name: lives for name, lives in publishers.items() if lives is not None},
+    )
+
+
+def current_of(standing: Sequence[SiteImage], name: str) -> SiteImage | None:
+    listed = [image for image in standing if image.name == name and not image.hidden]
+    return listed[0] if len(listed) == 1 else None
+
+
+def may_be_promoted(image: SiteImage) -> bool:
+    """Whether an image that stands can be used as it is: it was checked, and no other run is about to use it."""
+    if image.state == ImageState.PREVIOUS:
+        return True
+    return image.state == ImageState.CANDIDATE and publisher.lives(image.publisher) is False
+
+
+def drop_staging(run: SiteRun, connection: "Connection") -> None:
+    """Delete the temporary image, if there is one that has not got the name."""
+    with run.lock:
+        image_id = run.staging
+    if image_id is None:
+        return
+    try:
+        if run.swapping and catalog.get(connection, image_id).state == ImageState.CURRENT:
+            logger.debug("%s has the name; it stays", image_id)
+        else:
+            catalog.delete(connection, image_id)
+    except catalog.Gone:
+        pass
+    except SageError as error:
+        run.warn(f"the temporary image {image_id} could not be deleted ({error}); the next run does it")
+        return
+    with run.lock:
+        run.staging = None
+
+
+def problem_of(site: Site, error: Exception) -> Problem:
+    ours = error if isinstance(error, SageError) else cloud.explain(site.name, error)
+    return Problem(str(ours), ours.hint, isinstance(ours, InputError))
+
+
+@contextlib.contextmanager
+def exclusive(run: SiteRun) -> Iterator[None]:
+    """Hold this machine's lock on the name at the site, so that two runs never swap at once."""
+    folder = run.options.locks
+    if folder is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        folder = Path(cache) / "sage-chameleon/locks"
+    with files.lock(folder / f"{run.site.slug}-{run.image_name}.lock", wait=_LOCK_WAIT):
+        yield
