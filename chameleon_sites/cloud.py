@@ -6,9 +6,10 @@ The OpenStack SDK takes half a second to import, so it is imported only where a 
 
 import logging
 import os
+import random
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,14 @@ class SiteError(SageError):
 
 
 class SiteUnreachable(SiteError):
-    """A site does not answer, or not as it should."""
+    """A site does not answer, or not as it should; later it may.
+
+    ``retry_after``: seconds that the site itself asks to wait; 0.0 where it says nothing.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after: float = 0.0) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
 
 
 def connect(site: Site, *, deadline: float = 20.0) -> "Connection":
@@ -124,6 +132,13 @@ def find_entry(site: Site, clouds: Mapping[str, Any], *, preferred: str | None =
     return candidates[0] if len(candidates) == 1 else str(preferred)
 
 
+def waits(first: float, longest: float) -> Iterator[float]:
+    """Seconds to wait before each further attempt: doubled each time, and by chance, for many may wait at once."""
+    while True:
+        yield random.uniform(first / 2, first)  # noqa: S311 (no secret)
+        first = min(2 * first, longest)
+
+
 def explain(site_name: str, error: Exception) -> SageError:
     """Our error for one of the SDK's, of keystoneauth's or of requests'; ours are given back as they are."""
     import requests
@@ -208,8 +223,7 @@ def _open(config: "OpenStackConfig", site: Site, deadline: float) -> "Connection
             api_timeout=deadline,
             image_connect_retries=2,
             image_connect_retry_delay=0.5,
-            image_status_code_retries=2,
-            image_status_code_retry_delay=0.5,
+            image_status_code_retries=0,  # the catalog's own: keystoneauth would wait for hours if the site said so
         )
         return Connection(config=region)
     except Exception as error:

@@ -33,15 +33,28 @@ class DiskFormat(StrEnum):
         return self.value.split("-")[0]
 
 
+class Upload(StrEnum):
+    """How a site gets an image's data."""
+
+    DIRECT = "direct"  # sent to Glance, which stores them
+    IMPORT = "import"  # sent to Glance's staging area, then imported (glance-direct)
+    WEB_DOWNLOAD = "web-download"  # Glance downloads them
+
+
 @dataclass(frozen=True)
 class Site:
-    """One site.  Its name is its region's; ``cloud`` names an entry of clouds.yaml where the user set one."""
+    """One site.  Its name is its region's; ``cloud`` names an entry of clouds.yaml where the user set one.
+
+    ``download_from``: the URL at which the site finds the output folder, for ``web-download``.
+    """
 
     name: str
     auth_url: str
     kind: SiteKind
     formats: tuple[DiskFormat, ...]
     cloud: str | None = None
+    upload: Upload = Upload.DIRECT
+    download_from: str | None = None
 
     @property
     def slug(self) -> str:
@@ -57,6 +70,12 @@ _SITE = {
         "kind": {"enum": [str(kind) for kind in SiteKind]},
         "formats": {"type": "array", "items": {"enum": [str(form) for form in DiskFormat]}},
         "cloud": {"type": "string", "description": "the name of an entry in clouds.yaml"},
+        "upload": {"enum": [str(way) for way in Upload]},
+        "download_from": {
+            "type": "string",
+            "pattern": "^https?://[^@]*$",
+            "description": "the URL at which the site finds the output folder, without a password in it",
+        },
     },
 }
 _SCHEMA = {"type": "object", "additionalProperties": _SITE}
@@ -74,6 +93,11 @@ def load_sites(sites_file: Path | None = None) -> dict[str, Site]:
             for key in ("auth_url", "kind", "formats"):
                 if key not in rows[name]:
                     raise document.error([name], f"the key {key!r} is missing")
+            if rows[name].get("upload") == Upload.WEB_DOWNLOAD and "download_from" not in rows[name]:
+                raise document.error(
+                    [name, "upload"],
+                    "the key 'download_from' is missing: the URL at which the site finds the output folder",
+                )
     return {
         name: Site(
             name=name,
@@ -81,6 +105,8 @@ def load_sites(sites_file: Path | None = None) -> dict[str, Site]:
             kind=SiteKind(row["kind"]),
             formats=tuple(DiskFormat(form) for form in row["formats"]),
             cloud=row.get("cloud"),
+            upload=Upload(row.get("upload", Upload.DIRECT)),
+            download_from=row.get("download_from"),
         )
         for name, row in rows.items()
     }

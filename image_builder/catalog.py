@@ -6,13 +6,13 @@ other is ever changed.  A change is one request, so that name, visibility in lis
 All functions raise SiteError and its kin (see :mod:`chameleon_sites.cloud`).
 """
 
+import email.utils
 import json
 import logging
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlencode
 
 from chameleon_sites import cloud
@@ -29,7 +29,9 @@ TAG = "sage-image"
 PREFIX = "sage_"
 _PAGE = 100  # images a listing's page
 _MOST_PAGES = 1000
-_BLOCK = 1 << 20  # bytes a write of an upload
+_TRIES = 3  # requests for one answer, where the site is busy or fails
+_FIRST_WAIT = 0.5  # seconds until the second, doubled for the third
+_LONGEST_WAIT = 20.0  # a site that asks for more patience has failed
 _STALL = 300.0  # seconds that a site may take for one block, or to answer after the last
 _PATCH = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
 
@@ -62,6 +64,17 @@ class Refused(SiteError):
 
 class Gone(SiteError):
     """There is no such image (any more)."""
+
+
+class Body(Protocol):
+    """What is sent as an image's data: its length is known, and it can be read again from its beginning.
+
+    It must not have ``read``, or it would be read in blocks of 16 KiB.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
 
 
 class Stopped(SageError):
@@ -205,30 +218,51 @@ def create(
 
 
 def upload(
-    connection: "Connection",
-    image_id: str,
-    path: Path,
-    *,
-    size: int,
-    on_progress: Callable[[int], None] = lambda sent: None,
-    stop: threading.Event | None = None,
+    connection: "Connection", image_id: str, body: Body, *, stage: bool = False, timeout: float = _STALL
 ) -> None:
-    """Send the file's first ``size`` bytes as the image's data; one block in memory, none of it hashed here.
+    """Send the image's data, or with ``stage`` lay them down for :func:`start_import`; none of it is hashed here.
 
-    ``on_progress`` is told the bytes sent so far, after each block.  Raises Stopped soon after ``stop`` is set,
-    and SiteError where the file is shorter.
+    ``timeout``: seconds that the site may take for one block, or to answer after the last (300 at most).  One try
+    alone, but for a token that has expired: the SDK gets a new one and sends the body from its beginning.
     """
     _call(
         connection,
         "PUT",
-        f"/images/{image_id}/file",
-        data=_Blocks(path, size, on_progress, stop or threading.Event()),
+        f"/images/{image_id}/{'stage' if stage else 'file'}",
+        tries=1,
+        data=body,
         headers={"Content-Type": "application/octet-stream"},
-        timeout=_STALL,
+        timeout=min(timeout, _STALL),
         log=False,  # keystoneauth would log the body
         connect_retries=0,
-        status_code_retries=0,
     )
+
+
+def import_methods(connection: "Connection") -> tuple[str, ...]:
+    """How the site imports images: ``glance-direct``, ``web-download``, ...; none where it does not say."""
+    try:
+        answer = _call(connection, "GET", "/info/import")
+    except Gone:
+        return ()
+    methods = answer.get("import-methods")
+    found = methods.get("value") if isinstance(methods, dict) else None
+    return tuple(str(method) for method in found) if isinstance(found, list) else ()
+
+
+def start_import(connection: "Connection", image_id: str, method: str, *, url: str | None = None) -> None:
+    """Let the site make the image's data of what was staged (``glance-direct``) or of ``url`` (``web-download``)."""
+    document = {"method": {"name": method, **({"uri": url} if url else {})}}
+    _call(connection, "POST", f"/images/{image_id}/import", tries=1, json=document, connect_retries=0)
+
+
+def import_failure(connection: "Connection", image_id: str) -> str | None:
+    """Why the site could not import an image, or None while it is at it, or done."""
+    if not _call(connection, "GET", f"/images/{image_id}").get("os_glance_failed_import"):
+        return None
+    try:
+        return str(_call(connection, "GET", f"/images/{image_id}/tasks")["tasks"][-1]["message"])
+    except (SiteError, IndexError, KeyError, TypeError):
+        return "it does not say why"
 
 
 def change(connection: "Connection", image_id: str, wanted: Change) -> SiteImage:
@@ -251,33 +285,6 @@ def delete(connection: "Connection", image_id: str) -> None:
 
 class _Conflict(SiteError):
     """409: it exists already, is in use or is protected."""
-
-
-class _Blocks:
-    """A file as the body of a request: its length is known, and each ``sendall`` gets a whole block.
-
-    One that had ``read`` would be read in blocks of 16 KiB; a mapped one would kill us if the file shrank.
-    """
-
-    def __init__(self, path: Path, size: int, on_progress: Callable[[int], None], stop: threading.Event) -> None:
-        self._path, self._size, self._on_progress, self._stop = path, size, on_progress, stop
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __iter__(self) -> Iterator[memoryview]:
-        block = memoryview(bytearray(_BLOCK))
-        sent = 0
-        with self._path.open("rb", buffering=0) as stream:
-            while sent < self._size:
-                if self._stop.is_set():
-                    raise Stopped
-                count = stream.readinto(block[: min(_BLOCK, self._size - sent)])
-                if not count:
-                    raise SiteError(f"{self._path} has become shorter than the manifest says")
-                yield block[:count]
-                sent += count
-                self._on_progress(sent)
 
 
 def _pages(connection: "Connection", query: Mapping[str, str]) -> Iterator[SiteImage]:
@@ -327,21 +334,35 @@ def _text(value: Any) -> str:
     return value
 
 
-def _call(connection: "Connection", method: str, path: str, **arguments: Any) -> dict[str, Any]:
-    """One request to the site's Glance; the answer's JSON object, or {} where it has none."""
-    try:
-        response = connection.image.request(path, method, raise_exc=False, **arguments)
-    except Exception as error:
-        raise cloud.explain(_site(connection), error) from error
-    if response.ok:
+def _call(connection: "Connection", method: str, path: str, *, tries: int = _TRIES, **arguments: Any) -> dict[str, Any]:
+    """One request to the site's Glance; the answer's JSON object, or {} where it has none.
+
+    All that is asked here may be asked twice.  A site that is busy, or whose servers fail, is asked again after a
+    moment, or after the one that it names itself.
+    """
+    for left, wait in zip(range(tries - 1, -1, -1), cloud.waits(_FIRST_WAIT, _LONGEST_WAIT), strict=False):
         try:
-            answer = response.json() if response.content else {}
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise BadListing(f"{_site(connection)}: the answer to {method} {path.partition('?')[0]} is not JSON")
-        return answer
-    raise _error(_site(connection), method, response)
+            response = connection.image.request(path, method, raise_exc=False, **arguments)
+        except Exception as error:
+            raise cloud.explain(_site(connection), error) from error
+        if response.ok:
+            return _answer(connection, method, path, response)
+        problem = _error(_site(connection), method, response)
+        if not left or not isinstance(problem, SiteUnreachable) or problem.retry_after > _LONGEST_WAIT:
+            raise problem
+        logger.debug("%s; asking again", problem)
+        time.sleep(max(problem.retry_after, wait))
+    raise AssertionError("unreachable")
+
+
+def _answer(connection: "Connection", method: str, path: str, response: Any) -> dict[str, Any]:
+    try:
+        answer = response.json() if response.content else {}
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise BadListing(f"{_site(connection)}: the answer to {method} {path.partition('?')[0]} is not JSON")
+    return answer
 
 
 def _error(site: str, method: str, response: Any) -> SageError:
@@ -365,9 +386,25 @@ def _error(site: str, method: str, response: Any) -> SageError:
         )
     if code == 401:
         return cloud.explain(site, response_error(response))
-    if code >= 500:
-        return SiteUnreachable(f"{site} failed (HTTP {code}): {said}", hint="try again later")
+    if code >= 500 or code in (408, 429):
+        what = "is asked too often" if code == 429 else "failed"
+        return SiteUnreachable(
+            f"{site} {what} (HTTP {code}): {said}", hint="try again later", retry_after=_retry_after(response)
+        )
     return SiteError(f"{site} refused {method} (HTTP {code}): {said}")
+
+
+def _retry_after(response: Any) -> float:
+    """Seconds that the answer asks to wait: a number, or the time until a date by the site's own clock."""
+    value = str(response.headers.get("Retry-After") or "0")
+    try:
+        if value.isdigit():
+            return float(value)
+        here = response.headers.get("Date") or email.utils.formatdate()
+        until = email.utils.parsedate_to_datetime(value) - email.utils.parsedate_to_datetime(here)
+        return max(until.total_seconds(), 0.0)
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def response_error(response: Any) -> Exception:

@@ -92,6 +92,7 @@ def publish_options(values: dict[str, Any]) -> PublishOptions:
         force=values["force"],
         upload_deadline=float(values["upload_timeout"]),
         locks=values["cache_dir"] / "locks",
+        scratch=values["cache_dir"] / "work",
     )
 
 

@@ -162,6 +162,14 @@ def convert(source: Path, source_format: DiskFormat, target: Path, form: DiskFor
     )
 
 
+def convert_part(source: Path, source_format: DiskFormat, offset: int, size: int, target: Path) -> None:
+    """Write ``size`` bytes of the disk in ``source``, from ``offset`` on, as the raw file ``target``."""
+    place = str(source).replace(",", ",,")  # in qemu's options a comma ends a value
+    options = f"driver=raw,offset={offset},size={size},file.driver={source_format.glance}"
+    options += f",file.file.driver=file,file.file.filename={place}"
+    process.run(["qemu-img", "convert", "-O", "raw", "--image-opts", options, target], timeout=_DEADLINE)
+
+
 def write(source: Path, source_format: DiskFormat, image_name: str, form: DiskFormat, folder: Path) -> ImageFile:
     """Write the disk in one format into ``folder``; returns its name, size and digests."""
     target = folder / file_name(image_name, form)

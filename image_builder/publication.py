@@ -32,8 +32,9 @@ class PublishOptions:
 
     ``visibility``: what to try, the preferred one first.  ``keep``: how many of our images of this name stay at a
     site, the public one included.  ``force``: publish this very build also where another of its recipe stands.
-    ``upload_deadline``: seconds that an upload may take.  ``locks``: the folder of this machine's locks (None: in the
-    user's cache).
+    ``upload_deadline``: seconds that an upload to a site may take, with all that is tried again.  ``locks``: the folder
+    of this machine's locks (None: in the user's cache).  ``scratch``: where parts of a disk are converted (None: the
+    system's folder for that).
     """
 
     visibility: tuple[Visibility, ...] = (Visibility.PUBLIC, Visibility.COMMUNITY, Visibility.PRIVATE)
@@ -42,6 +43,7 @@ class PublishOptions:
     force: bool = False
     upload_deadline: float = 7200.0
     locks: Path | None = None
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True)

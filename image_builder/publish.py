@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from chameleon_sites import cloud
 from chameleon_sites.cloud import SiteUnreachable
-from chameleon_sites.sites import Site
+from chameleon_sites.sites import Site, Upload
 from groundwork import console, files
 from groundwork.errors import SageError
-from image_builder import catalog, site_rotation, site_work
+from image_builder import catalog, site_rotation, site_work, upload
 from image_builder.catalog import Visibility
 from image_builder.manifest import Manifest
 from image_builder.publication import Outcome, PublishOptions, PublishReport, SiteInventory, SitePublication
@@ -45,6 +45,13 @@ def publish(
     stop = threading.Event()
     if connections is None:
         connections = cloud.connect_all(sites)
+    payloads = {site.name: upload.payload_for(manifest, site) for site in sites}
+    # One for all sites that get the same.
+    feeds = {
+        payload: upload.feed_for(payload, folder, options.scratch)
+        for payload in payloads.values()
+        if payload is not None
+    }
     works = [
         Work(
             site=site,
@@ -54,8 +61,10 @@ def publish(
             stop=stop,
             manifest=manifest,
             folder=folder,
+            payload=payload,
+            feed=feeds[payload] if payload is not None and site.upload is not Upload.WEB_DOWNLOAD else None,
         )
-        for site in sites
+        for site, payload in ((site, payloads[site.name]) for site in sites)
     ]
     title = "dry run of publishing" if options.dry_run else "publish"
     with console.stage(f"{title} {manifest.image_name} at {files.join_names([site.name for site in sites])}") as stage:
@@ -74,6 +83,9 @@ def publish(
             stop.set()
             _clean_up(works, threads)
             raise
+        finally:
+            for fed in feeds.values():
+                fed.close()
         results = tuple(work.result for work in works if work.result is not None)
         failed = sum(result.outcome is Outcome.FAILED for result in results)
         stage.note = f"{failed} of {len(results)} sites failed" if failed else ""

@@ -11,16 +11,19 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
+from chameleon_sites import cloud
 from chameleon_sites.cloud import SiteError, SiteUnreachable
-from chameleon_sites.sites import Site
-from groundwork import console
+from chameleon_sites.sites import Site, Upload
+from groundwork import files
 from groundwork.errors import InputError, SageError
-from image_builder import catalog, publisher, site_rotation
-from image_builder.catalog import Change, ImageState, SiteImage, Visibility
-from image_builder.manifest import ImageFile, Manifest
+from image_builder import catalog, publisher, site_rotation, upload
+from image_builder.catalog import Change, ImageState, SiteImage, Stopped, Visibility
+from image_builder.manifest import Manifest
 from image_builder.publication import Outcome, Problem, SitePublication
 from image_builder.site_rotation import SiteRun
+from image_builder.upload import Body, Feed, Pace, Payload
 
 if TYPE_CHECKING:
     from openstack.connection import Connection
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GIBIBYTE = 1 << 30
-_UPLOAD_ATTEMPTS = 2
+_FIRST_WAIT = 1.0  # seconds before an upload is begun again, doubled each time
+_LONGEST_WAIT = 60.0
+_POLL = 1.0  # seconds between questions how far an import has come
 
 
 @dataclass(kw_only=True)
@@ -37,20 +42,19 @@ class Work(SiteRun):
 
     manifest: Manifest
     folder: Path
-    sent: int = 0
+    payload: Payload | None = None  # what the site is to get, and None where the build has nothing for it
+    feed: Feed | None = None
+    pace: Pace | None = None  # while it is uploaded
     uploaded: int = 0
-    size: int = 0
-    upload_begin: float = 0.0
+    deadline: float = 0.0  # of all attempts to upload
     result: SitePublication | None = None
 
     def progress(self) -> str:
-        """For people: ``CHI@UC 42 % 61.0 MiB/s``."""
+        """For people: ``CHI@UC 42 % 61.0 MiB/s 12 s left``."""
         if self.result is not None:
             return f"{self.site.name} {self.result.outcome}"
-        if self.word != "uploading" or not self.size:
-            return f"{self.site.name} {self.word}"
-        rate = self.sent / max(time.monotonic() - self.upload_begin, 0.001)
-        return f"{self.site.name} {100 * self.sent // self.size} % {console.mebibytes(int(rate))}/s"
+        pace = self.pace
+        return f"{self.site.name} {pace.told(time.monotonic()) if pace else self.word}"
 
 
 def run(work: Work) -> None:
@@ -64,14 +68,13 @@ def run(work: Work) -> None:
 
 def _publish_at(work: Work, connection: "Connection") -> SitePublication:
     manifest, site = work.manifest, work.site
-    file = manifest.file_for(site.formats)
-    if file is None:
+    if work.payload is None:
         raise InputError(
             f"{site.name} boots {' or '.join(site.formats)}, and this build has none of them",
             hint=f"add that format: create-image --site {site.name} ..., with the variant and release of this build",
         )
     if work.options.dry_run:
-        return _rehearse(work, connection, file)
+        return _rehearse(work, connection, work.payload)
     work.word = "looking"
     # Repair first: an earlier run's swap is finished or undone, and what its upload left is deleted.
     standing = catalog.list_ours(connection, manifest.image_name)
@@ -90,7 +93,7 @@ def _publish_at(work: Work, connection: "Connection") -> SitePublication:
         return _result(work, Outcome.UNCHANGED, current)
     image = next((image for image in standing if _is_at_hand(image, work)), None)
     if image is None:
-        image = _stage(work, connection, file)
+        image = _stage(work, connection, work.payload)
     elif image.state == ImageState.CANDIDATE:
         image = _adopt(work, connection, image)
     try:
@@ -108,7 +111,7 @@ def _publish_at(work: Work, connection: "Connection") -> SitePublication:
     return _result(work, Outcome.PUBLISHED, image)
 
 
-def _rehearse(work: Work, connection: "Connection", file: ImageFile) -> SitePublication:
+def _rehearse(work: Work, connection: "Connection", payload: Payload) -> SitePublication:
     """What would be done, with nothing changed."""
     manifest = work.manifest
     standing = list(catalog.list_ours(connection, manifest.image_name))
@@ -120,31 +123,37 @@ def _rehearse(work: Work, connection: "Connection", file: ImageFile) -> SitePubl
         return _result(work, Outcome.UNCHANGED, current)
     image = next((image for image in standing if _is_at_hand(image, work)), None)
     if image is None:
-        image = _imagined(work, file)
+        image = _imagined(work, payload)
         standing.append(image)
-        size = console.mebibytes(file.size) if file.size else "to be made"
-        work.done.append(f"upload {file.name} ({size}) as {image.name}")
+        work.done.append(f"upload {payload} as {image.name}")
     work.done.append(f"set its visibility to {' or else '.join(work.options.visibility)}")
     plan = site_rotation.plan_for(work, standing, new=image.id, keep=work.options.keep)
     work.done += [str(step) for step in plan.steps]
     return _result(work, Outcome.WOULD_PUBLISH, None)
 
 
-def _stage(work: Work, connection: "Connection", file: ImageFile) -> SiteImage:
-    """Upload under a temporary name and check; returns the candidate.  Whatever fails, nothing of it stays."""
-    for attempt in range(1, _UPLOAD_ATTEMPTS + 1):
-        image_id = str(uuid.uuid4())
-        with work.lock:  # the main thread must see either that nothing was begun, or its id
-            work.go_on()
-            work.staging = image_id
-        try:
-            return _stage_once(work, connection, file, image_id)
-        except BaseException as error:
-            work.word = "cleaning up"
-            site_rotation.drop_staging(work, connection)
-            if not isinstance(error, SiteUnreachable) or attempt == _UPLOAD_ATTEMPTS or work.stop.wait(2.0):
-                raise
-            work.warn(f"the upload broke off ({error}) and was begun again")
+def _stage(work: Work, connection: "Connection", payload: Payload) -> SiteImage:
+    """Upload under a temporary name and check; returns the candidate.  Whatever fails, nothing of it stays.
+
+    What may pass (the connection broke, the site fails or is asked too often) is tried again until the deadline.
+    """
+    work.deadline = time.monotonic() + work.options.upload_deadline
+    try:
+        for wait in cloud.waits(_FIRST_WAIT, _LONGEST_WAIT):
+            try:
+                return _stage_once(work, connection, payload)
+            except SiteUnreachable as error:
+                wait = max(wait, error.retry_after)
+                if time.monotonic() + wait > work.deadline:
+                    raise
+                work.warn(f"the upload broke off ({error}) and was begun again")
+                work.word = f"waits {wait:.0f} s, for {error}"
+                if work.stop.wait(wait):
+                    raise Stopped from None
+    except BaseException:
+        work.word = "cleaning up"
+        site_rotation.drop_staging(work, connection)
+        raise
     raise AssertionError("unreachable")
 
 
@@ -156,56 +165,115 @@ def _adopt(work: Work, connection: "Connection", image: SiteImage) -> SiteImage:
     return catalog.change(connection, image.id, Change(properties={"sage_publisher": publisher.identity()}))
 
 
-def _stage_once(work: Work, connection: "Connection", file: ImageFile, image_id: str) -> SiteImage:
-    manifest, site = work.manifest, work.site
-    imagined = _imagined(work, file)
+def _stage_once(work: Work, connection: "Connection", payload: Payload) -> SiteImage:
+    if work.staging is not None:  # of the attempt before
+        catalog.delete(connection, work.staging)
+    image_id = str(uuid.uuid4())
+    with work.lock:  # the main thread must see either that nothing was begun, or its id
+        work.go_on()
+        work.staging = image_id
+    imagined = _imagined(work, payload)
     catalog.create(
         connection,
         image_id,
         name=imagined.name,
-        disk_format=file.format.glance,
-        min_disk=-(-manifest.disk_size // _GIBIBYTE),
-        properties={**_properties(manifest), **imagined.properties, "sage_state": str(ImageState.STAGING)},
+        disk_format=payload.form.glance,
+        min_disk=-(-work.manifest.disk_size // _GIBIBYTE),
+        properties={**_properties(work.manifest), **imagined.properties, "sage_state": str(ImageState.STAGING)},
     )
-    work.sent, work.size, work.upload_begin, work.word = 0, file.size, time.monotonic(), "uploading"
-    work.done.append(f"upload {file.name} ({console.mebibytes(file.size)}) as {image_id}")
-
-    def advance(sent: int) -> None:
-        work.sent = sent
-        if time.monotonic() - work.upload_begin > work.options.upload_deadline:
-            limit = f"within {work.options.upload_deadline:g} s"
-            raise SiteError(f"{site.name} did not take {console.mebibytes(file.size)} {limit}", hint="--upload-timeout")
-
-    try:
-        path = work.folder / file.name
-        catalog.upload(connection, image_id, path, size=file.size, on_progress=advance, stop=work.stop)
-    except OSError as error:
-        raise InputError(f"can't read {error.filename or path}: {error.strerror or error}") from None
-    finally:
-        work.uploaded += work.sent
+    if work.site.upload is Upload.WEB_DOWNLOAD:
+        url = f"{work.site.download_from}/{quote(f'{work.manifest.image_name}/{work.folder.name}/{payload.file.name}')}"
+        _import(work, connection, image_id, url=url)
+    else:
+        _send(work, connection, image_id, payload)
+        if work.site.upload is Upload.IMPORT:
+            _import(work, connection, image_id)
     work.go_on()
     work.word = "checking"
     image = catalog.get(connection, image_id)
-    _check_data(site, image, file)
-    return catalog.change(connection, image_id, Change(properties={"sage_state": str(ImageState.CANDIDATE)}))
+    sha512 = _check_data(work, image, payload)
+    work.done.append(f"upload {payload} as {image_id}")
+    properties = {"sage_state": str(ImageState.CANDIDATE), "sage_sha512": sha512}
+    return catalog.change(connection, image_id, Change(properties=properties))
 
 
-def _check_data(site: Site, image: SiteImage, file: ImageFile) -> None:
-    """Raise SiteError unless the site has, by its own digest, just the file that was built."""
-    ours = {"sha512": file.sha512, "sha256": file.sha256}.get(image.os_hash_algo or "")
+def _send(work: Work, connection: "Connection", image_id: str, payload: Payload) -> None:
+    """Send the data, to where the site wants them."""
+    assert work.feed is not None
+    pace = work.pace = Pace(payload.size, time.monotonic())
+
+    def advance(sent: int) -> None:
+        now = time.monotonic()
+        pace.advance(sent, now)
+        if now > work.deadline:
+            raise _too_late(work)
+
+    try:
+        catalog.upload(
+            connection,
+            image_id,
+            Body(work.feed, advance, work.stop),
+            stage=work.site.upload is Upload.IMPORT,
+            timeout=max(work.deadline - time.monotonic(), 1.0),
+        )
+    finally:
+        work.pace = None
+        work.uploaded += pace.sent
+
+
+def _import(work: Work, connection: "Connection", image_id: str, *, url: str | None = None) -> None:
+    """Let the site import what was staged, or what lies at ``url``, and wait until it has."""
+    work.word = "importing"
+    method = "web-download" if url else "glance-direct"
+    methods = catalog.import_methods(connection)
+    if method not in methods:
+        raise InputError(
+            f"{work.site.name} does not import images by {method}, but by {files.join_names(methods) or 'nothing'}",
+            hint=f"set another 'upload' for {work.site.name} in the sites file",
+        )
+    catalog.start_import(connection, image_id, method, url=url)
+    while catalog.get(connection, image_id).status != "active":
+        reason = catalog.import_failure(connection, image_id)
+        if reason is not None:
+            raise SiteError(f"{work.site.name} could not import the image by {method}: {reason}")
+        if time.monotonic() > work.deadline:
+            raise _too_late(work)
+        if work.stop.wait(_POLL):
+            raise Stopped
+
+
+def _too_late(work: Work) -> SiteError:
+    limit = f"within {work.options.upload_deadline:g} s"
+    return SiteError(f"{work.site.name} did not take {work.payload} {limit}", hint="--upload-timeout")
+
+
+def _check_data(work: Work, image: SiteImage, payload: Payload) -> str:
+    """Raise SiteError unless the site has, by its own digest, just what was built; returns its SHA-512."""
+    site, file = work.site.name, payload.file
+    read = work.feed.sha512 if work.feed is not None else None
+    if read is not None and not payload.converted and read != file.sha512:
+        raise upload.changed(file, read)
+    sha512 = file.sha512 if not payload.converted else read or ""
+    sha256 = file.sha256 if not payload.converted else ""
+    ours = {"sha512": sha512, "sha256": sha256}.get(image.os_hash_algo or "")
     if image.status != "active":
-        raise SiteError(f"{site.name}: after the upload the image is {image.status!r}, not active")
-    if ours is None or image.os_hash_value is None:
+        raise SiteError(f"{site}: after the upload the image is {image.status!r}, not active")
+    if not ours or image.os_hash_value is None:
         raise SiteError(
-            f"{site.name} gives no digest that can be compared ({image.os_hash_algo or 'none'}); nothing is published",
+            f"{site} gives no digest that can be compared ({image.os_hash_algo or 'none'}); nothing is published",
             hint="ask the site's operators to set Glance's hashing_algorithm to sha512",
         )
-    if image.os_hash_value.lower() != ours.lower() or image.size != file.size:
+    if image.os_hash_value.lower() != ours.lower() or image.size != payload.size:
+        # What this site read for itself, behind the others, nobody has hashed.
+        stands = files.digest_file(work.folder / file.name).sha512
+        if stands != file.sha512:
+            raise upload.changed(file, stands)
         raise SiteError(
-            f"{site.name} received other data than were built: {image.os_hash_algo} {image.os_hash_value[:16]}..., "
-            f"{image.size} bytes; the manifest says {ours[:16]}..., {file.size} bytes",
-            hint=f"if every site says so, {file.name} was changed after the build: build it again; else try again",
+            f"{site} received other data than were built and sent: {image.os_hash_algo} "
+            f"{image.os_hash_value[:16]}..., {image.size} bytes, and not {ours[:16]}..., {payload.size} bytes",
+            hint="try again; if it happens again, something on the way, or the site itself, changes the data",
         )
+    return sha512
 
 
 def _follow_visibility(work: Work, connection: "Connection", image: SiteImage) -> SiteImage:
@@ -225,6 +293,8 @@ def _is_this_build(image: SiteImage, work: Work) -> bool:
     digests = {
         digest for file in manifest.files if file.format in work.site.formats for digest in (file.sha512, file.sha256)
     }
+    if image.properties.get("sage_build_id") == manifest.build_id and work.payload and work.payload.converted:
+        digests.add(image.properties.get("sage_sha512", ""))  # made of this build on the way to the site
     return (
         image.status == "active"
         and image.recipe_digest == manifest.recipe_digest
@@ -272,9 +342,10 @@ def _check_foreign(work: Work, connection: "Connection", current: SiteImage | No
         work.warn(f"{text}; whoever asks for the name finds two")
 
 
-def _imagined(work: Work, file: ImageFile) -> SiteImage:
+def _imagined(work: Work, payload: Payload) -> SiteImage:
     """The image that an upload would make, as a candidate."""
     manifest = work.manifest
+    sha512 = "" if payload.converted else payload.file.sha512
     properties = {
         "sage_state": str(ImageState.CANDIDATE),
         "sage_image_name": manifest.image_name,
@@ -284,8 +355,8 @@ def _imagined(work: Work, file: ImageFile) -> SiteImage:
         "sage_variant": manifest.variant,
         "sage_release": manifest.release,
         "sage_arch": manifest.arch,
-        "sage_format": str(file.format),
-        "sage_sha512": file.sha512,
+        "sage_format": str(payload.form),
+        "sage_sha512": sha512,
         "sage_publisher": publisher.identity(),
     }
     return SiteImage(
@@ -296,12 +367,12 @@ def _imagined(work: Work, file: ImageFile) -> SiteImage:
         protected=False,
         visibility=str(Visibility.PRIVATE),
         owner="",
-        size=file.size,
+        size=payload.size,
         created_at=manifest.built_at,
         updated_at=manifest.built_at,
-        disk_format=file.format.glance,
+        disk_format=payload.form.glance,
         os_hash_algo="sha512",
-        os_hash_value=file.sha512,
+        os_hash_value=sha512,
         tags=(catalog.TAG,),
         properties=properties,
     )

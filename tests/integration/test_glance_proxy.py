@@ -18,8 +18,13 @@ from chameleon_sites.sites import load_sites
 from groundwork.errors import InputError
 from image_builder import catalog
 from image_builder.catalog import BadListing, Change
+from image_builder.upload import Body, Feed, from_file
 from tests.integration import glance_proxy
 from tests.integration.glance_proxy import Answer, Call, Cut, DropCall, Flip, Lost, Moment, Proxy, Rewrite, Slow
+
+
+def body(path: Path) -> Body:
+    return Body(Feed(lambda: from_file(path), path.stat().st_size))
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Led:
 
     def upload(self, path: Path) -> str:
         image_id = self.create()
-        catalog.upload(self.connection, image_id, path, size=path.stat().st_size)
+        catalog.upload(self.connection, image_id, body(path))
         return image_id
 
 
@@ -140,7 +145,7 @@ def test_an_upload_is_cut_at_half(led: Led, file: Path) -> None:
     image_id = led.create()
     led.proxy.inject(Cut(), "PUT")
     with pytest.raises(SiteUnreachable):
-        catalog.upload(led.connection, image_id, file, size=file.stat().st_size)
+        catalog.upload(led.connection, image_id, body(file))
     assert catalog.get(led.connection, image_id).status != "active"
 
 

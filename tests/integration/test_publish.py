@@ -210,7 +210,9 @@ def test_a_file_that_changed_after_the_build_is_never_promoted(bench: Bench) -> 
     (folder / "image.raw").write_bytes(data)
     report = bench.publish(folder)
     assert exit_code(report) == 1
-    assert all(row.problem and "other data than were built" in row.problem.message for row in report.sites)
+    assert all(
+        row.problem and "image.raw was changed after it was built" in row.problem.message for row in report.sites
+    )
     for site in NAMES:
         assert bench.names(site) == ["Sage"]
         assert bench.ours(site)[0].recipe_digest == "recipe-1"

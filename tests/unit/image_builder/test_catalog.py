@@ -2,8 +2,6 @@
 """What is said to Glance, and what is made of its answers; Glance itself is in tests/integration."""
 
 import json
-import threading
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +9,9 @@ import pytest
 from keystoneauth1 import exceptions as auth_errors
 
 from chameleon_sites.cloud import SiteError, SiteUnreachable
-from groundwork.errors import InputError
+from groundwork.errors import InputError, SageError
 from image_builder import catalog
-from image_builder.catalog import BadListing, Change, Gone, Refused, Stopped
+from image_builder.catalog import BadListing, Change, Gone, Refused
 
 
 def row(number: int, **keys: Any) -> dict[str, Any]:
@@ -56,7 +54,7 @@ class Glance:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
-        code, body = answer
+        code, body, *more = answer
         text = body if isinstance(body, str) else json.dumps(body)
         return SimpleNamespace(
             status_code=code,
@@ -64,7 +62,7 @@ class Glance:
             text=text,
             content=text.encode(),
             reason="reason",
-            headers={},
+            headers=more[0] if more else {},
             json=lambda: json.loads(text),
         )
 
@@ -140,9 +138,79 @@ def test_a_listing_that_is_none_is_not_believed(answer: Any, monkeypatch: pytest
         (auth_errors.ConnectFailure("refused"), SiteUnreachable),
     ],
 )
-def test_refusals_are_told_apart(answer: Any, kind: type[Exception]) -> None:
+def test_refusals_are_told_apart(answer: Any, kind: type[Exception], slept: list[float]) -> None:
     with pytest.raises(kind):
         catalog.get(connection(answer), "x")
+
+
+def busy(code: int, **headers: str) -> Any:
+    return code, "not now", headers
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits, none of which is waited."""
+    found: list[float] = []
+    monkeypatch.setattr("image_builder.catalog.time.sleep", found.append)
+    return found
+
+
+@pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504])
+def test_a_site_that_is_busy_is_asked_again(code: int, slept: list[float]) -> None:
+    assert catalog.get(connection(busy(code), busy(code), (200, row(1))), "id-1").id == "id-1"
+    assert 0.25 <= slept[0] <= 0.5 <= slept[1] <= 1.0
+
+
+def test_a_site_that_stays_busy_has_failed(slept: list[float]) -> None:
+    with pytest.raises(SiteUnreachable, match="asked too often"):
+        catalog.get(connection(busy(429)), "id-1")
+    assert len(slept) == 2
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 409, 413, 415])
+def test_what_will_not_pass_is_asked_once(code: int, slept: list[float]) -> None:
+    glance = connection(busy(code))
+    with pytest.raises(SageError):
+        catalog.get(glance, "id-1")
+    assert (len(glance.asked), slept) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        # by the site's own clock, which is years behind
+        ({"Retry-After": "Fri, 01 Jan 2010 00:00:09 GMT", "Date": "Fri, 01 Jan 2010 00:00:00 GMT"}, 9.0),
+        ({"Retry-After": "Fri, 01 Jan 2010 00:00:00 GMT"}, 0.0),
+        ({"Retry-After": "soon"}, 0.0),
+    ],
+)
+def test_a_site_says_when_to_come_back(headers: dict[str, str], seconds: float, slept: list[float]) -> None:
+    catalog.get(connection((503, "", headers), (200, row(1))), "id-1")
+    assert slept == [seconds] if seconds else slept[0] <= 0.5
+
+
+def test_a_site_that_asks_for_an_hour_has_failed_and_is_not_waited_for(slept: list[float]) -> None:
+    with pytest.raises(SiteUnreachable) as caught:
+        catalog.get(connection((503, "", {"Retry-After": "3600"})), "id-1")
+    assert caught.value.retry_after == 3600.0
+    assert slept == []
+
+
+def test_the_ways_of_import_are_those_that_the_site_tells() -> None:
+    answer = (200, {"import-methods": {"type": "array", "value": ["glance-direct", "web-download"]}})
+    assert catalog.import_methods(connection(answer)) == ("glance-direct", "web-download")
+    assert catalog.import_methods(connection((404, ""))) == ()
+    assert catalog.import_methods(connection((200, {"import-methods": "all"}))) == ()
+
+
+def test_an_import_that_failed_says_why() -> None:
+    assert catalog.import_failure(connection((200, row(1))), "id-1") is None
+    assert catalog.import_failure(connection((200, row(1, os_glance_failed_import=""))), "id-1") is None
+    failed = (200, row(1, os_glance_failed_import="local"))
+    tasks = (200, {"tasks": [{"message": "first"}, {"message": "no such host"}]})
+    assert catalog.import_failure(connection(failed, tasks), "id-1") == "no such host"
+    assert catalog.import_failure(connection(failed, (404, "")), "id-1") == "it does not say why"
 
 
 def test_a_change_is_one_request_that_touches_nothing_else() -> None:
@@ -172,34 +240,3 @@ def test_a_creation_that_was_sent_twice_made_one_image() -> None:
 
 def test_deleting_what_is_gone_is_no_error() -> None:
     catalog.delete(connection((404, "")), "id-1")
-
-
-def test_an_upload_tells_its_length_and_its_progress(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"x" * 2_500_000)
-    glance = connection((204, ""))
-    told: list[int] = []
-    catalog.upload(glance, "id-1", tmp_path / "file", size=2_500_000, on_progress=told.append)
-    assert len(glance.asked[0][2]["data"]) == 2_500_000
-    assert told == [1 << 20, 2 << 20, 2_500_000]
-
-
-def test_an_upload_ends_soon_after_it_is_told_to(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"x" * 5_000_000)
-    stop = threading.Event()
-    told: list[int] = []
-
-    def on_progress(sent: int) -> None:
-        told.append(sent)
-        stop.set()
-
-    with pytest.raises(Stopped):
-        catalog.upload(
-            connection((204, "")), "id-1", tmp_path / "file", size=5_000_000, on_progress=on_progress, stop=stop
-        )
-    assert len(told) == 1
-
-
-def test_a_file_that_became_shorter_ends_the_upload(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(SiteError, match="shorter"):
-        catalog.upload(connection((204, "")), "id-1", tmp_path / "file", size=2)
