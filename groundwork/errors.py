@@ -3,7 +3,7 @@
 
 They are raised anywhere and caught once, by a program's ``main`` (in :func:`groundwork.program.run_program`).
 Exit codes: 0 done, 1 failed, 2 wrong input or configuration, 3 some sites failed,
-128 + n ended by signal n.
+4 done, but a hook or another report of it failed, 75 another run holds the lock (nightly), 128 + n ended by signal n.
 """
 
 from collections.abc import Iterable

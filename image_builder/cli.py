@@ -3,7 +3,7 @@
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,20 @@ from groundwork import console, files, settings
 from groundwork.errors import InputError, SageError, unknown
 from groundwork.program import log_to_stderr
 from groundwork.settings import Setting
-from image_builder import emulation, manifest
+from image_builder import emulation, hooks, manifest, metrics, summary
 from image_builder import settings as table
 from image_builder.catalog import Visibility
+from image_builder.hooks import Hook
 from image_builder.publication import Problem, PublishOptions, PublishReport
+from image_builder.report import UNTOLD, RunReport
 from image_builder.variant import Arch
 
 EPILOG = """\
 Every setting can also be given in the environment (SAGE_OUTPUT_DIR for --output-dir) and in a configuration file
 (~/.config/sage-chameleon/config.yaml, key output-dir).  Exit codes: 0 done, 1 failed, 2 wrong input or
-configuration, 3 some sites failed.
+configuration, 3 some sites failed, 4 done, but a hook, the summary or the metrics failed.
 """
+_SIGNAL = 128  # exit codes above it are of signals
 
 
 def project_folder(name: str) -> Path:
@@ -94,6 +97,43 @@ def publish_options(values: dict[str, Any]) -> PublishOptions:
         locks=values["cache_dir"] / "locks",
         scratch=values["cache_dir"] / "work",
     )
+
+
+def announce(report: RunReport, values: dict[str, Any], told: Sequence[Hook]) -> int:
+    """Tell of a run outside of this program: summary, metrics, hooks.  Returns the program's exit code.
+
+    What fails of it is told and fails nothing else; the exit code is then 4, where all else was done.
+    """
+    if report.exit_code > _SIGNAL:
+        return report.exit_code  # interrupted: who did that knows, and waits for the end
+    failed = bool(values["summary"]) and not _done("the summary", lambda: _write_summary(report, values["summary"]))
+    failed |= bool(values["metrics"]) and not _done("the metrics", lambda: metrics.write(report, values["metrics"]))
+    if values["pushgateway"]:
+        failed |= not _done("the pushgateway", lambda: metrics.push(report, values["pushgateway"]))
+    failed |= bool(hooks.call(told, report))
+    return UNTOLD if failed and not report.failed else report.exit_code
+
+
+def wants_standing(values: dict[str, Any]) -> bool:
+    """Whether what stands at the sites after a run is to be asked for: the metrics tell it."""
+    return bool(values["publish"] and (values["metrics"] or values["pushgateway"]))
+
+
+def _done(what: str, work: Callable[[], None]) -> bool:
+    try:
+        work()
+    except (SageError, OSError) as error:
+        console.warn(f"{what}: {error}")
+        return False
+    return True
+
+
+def _write_summary(report: RunReport, path: Path) -> None:
+    text = summary.markdown(report)
+    # A workflow's steps add to what stands on their page; another file is this run's.
+    if path == table.SUMMARY.default and path.exists():
+        text = path.read_text(encoding="utf-8") + text
+    files.write_text(path, text)
 
 
 def tell_publication(report: PublishReport) -> None:

@@ -11,7 +11,7 @@ from groundwork import console, products, settings
 from groundwork.errors import InputError
 from groundwork.program import run_program
 from groundwork.settings import Parser
-from image_builder import cli, pipeline, signing, variant
+from image_builder import cli, hooks, pipeline, signing, variant
 from image_builder import settings as table
 from image_builder.pipeline import Program
 from image_builder.variant import Arch
@@ -47,8 +47,9 @@ def _create_image(words: Sequence[str]) -> int:
     orders = [pipeline.order(name, values["release"], arch, sites, values) for name in dict.fromkeys(values["variant"])]
     if values["dry_run"]:
         return pipeline.rehearse(orders, values)
-    report = pipeline.run(orders, values, PROGRAM)
+    told = hooks.load(values["hooks"]) if values["hooks"] else ()
+    report = pipeline.run(orders, values, PROGRAM, look=cli.wants_standing(values))
     console.result_json(products.to_data(report))
     if not report.failed and not report.changed:
         console.say(f"Nothing has changed: not built, booted or uploaded again ({report.seconds:.1f} s)")
-    return report.exit_code
+    return cli.announce(report, values, told)

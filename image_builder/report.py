@@ -116,7 +116,8 @@ class Failure:
     problem: Problem
 
     def __str__(self) -> str:
-        where = " at ".join(word for word in (self.image_name, self.site) if word)
+        site = self.site if self.site not in self.problem.message else ""
+        where = " at ".join(word for word in (self.image_name, site) if word)
         return f"{where}: {self.problem.message}" if where else self.problem.message
 
 

@@ -93,6 +93,21 @@ UPLOAD_TIMEOUT = Setting(
 )
 PUBLISHING = (VISIBILITY, KEEP, UPLOAD_TIMEOUT)
 
+SUMMARY = Setting(
+    "summary",
+    "write a summary in Markdown; in a GitHub workflow it is added to the job's page",
+    folder,
+    default=folder(os.environ["GITHUB_STEP_SUMMARY"]) if os.environ.get("GITHUB_STEP_SUMMARY") else None,
+    shown="$GITHUB_STEP_SUMMARY",
+    metavar="FILE",
+)
+HOOKS = Setting("hooks", "YAML file that says whom to tell of a run: commands, webhooks, mail", folder, metavar="FILE")
+METRICS = Setting(
+    "metrics", "write Prometheus metrics for node_exporter's textfile collector (NAME.prom)", folder, metavar="FILE"
+)
+PUSHGATEWAY = Setting("pushgateway", "send Prometheus metrics to this pushgateway", _url, metavar="URL")
+TELLING = (SUMMARY, HOOKS, METRICS, PUSHGATEWAY)
+
 SIGN_KEY = Setting(
     "sign-key",
     "sign builds with this OpenSSH key: a private key's file, or a public key's whose private one is in the agent",
@@ -145,6 +160,7 @@ CREATE_IMAGE = (
     ACCEL,
     BOOT_TIMEOUT,
     *PUBLISHING,
+    *TELLING,
     *COMMON,
 )
 SITES = (SITE, SITES_FILE)

@@ -17,6 +17,7 @@ MAY_KNOW = {
 }
 PURE = (
     "image_builder/comparison.py",
+    "image_builder/report.py",
     "image_builder/rotation.py",
     "image_builder/recipe.py",
     "image_builder/variant.py",

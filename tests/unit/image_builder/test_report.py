@@ -66,10 +66,12 @@ def test_the_exit_code(made: RunReport, code: int) -> None:
 
 def test_what_failed_is_told_with_image_and_site() -> None:
     assert [str(failure) for failure in failures(reports.mixed())] == [
-        f"Sage-Ubuntu24.04 at CHI@TACC: {DOWN.message}",
+        f"Sage-Ubuntu24.04: {DOWN.message}",
         f"Sage-Ubuntu24.04-CUDA: {WRONG.message}",
     ]
     assert [str(failure) for failure in failures(run(problem=Problem("no luck", None, False)))] == ["no luck"]
+    refused = run(image(), publications=(publication(None, Problem("it is full", None, False)),))
+    assert [str(failure) for failure in failures(refused)] == ["Sage-Ubuntu24.04 at CHI@TACC: it is full"]
 
 
 def test_a_run_that_did_nothing_has_not_changed() -> None:
