@@ -6,12 +6,14 @@ other is ever changed.  A change is one request, so that name, visibility in lis
 All functions raise SiteError and its kin (see :mod:`chameleon_sites.cloud`).
 """
 
+import contextlib
 import email.utils
 import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlencode
 
@@ -52,6 +54,7 @@ class ImageState(StrEnum):
     CANDIDATE = "candidate"  # its digest is ours
     CURRENT = "current"  # has the public name
     PREVIOUS = "previous"  # has a back-dated name
+    RETIRED = "retired"  # hidden, about to be deleted
 
 
 class BadListing(SiteError):
@@ -64,6 +67,14 @@ class Refused(SiteError):
 
 class Gone(SiteError):
     """There is no such image (any more)."""
+
+
+class Taken(SiteError):
+    """The id is another image's (``holder``), or was one's that is deleted or another project's (None)."""
+
+    def __init__(self, site: str, holder: "SiteImage | None") -> None:
+        super().__init__(f"{site}: the image id is taken")
+        self.holder = holder
 
 
 class Body(Protocol):
@@ -147,6 +158,11 @@ class SiteImage:
         """The process that uploads or uploaded it."""
         return self.properties.get("sage_publisher", "")
 
+    @property
+    def until(self) -> str:
+        """When its publisher will surely have given up the upload; UTC, RFC 3339."""
+        return self.properties.get("sage_until", "")
+
 
 @dataclass(frozen=True)
 class Change:
@@ -167,19 +183,35 @@ def list_ours(connection: "Connection", image_name: str | None = None) -> tuple[
     query = {"owner": str(owner), "tag": TAG, "limit": str(_PAGE)}
     if image_name is not None:
         query["sage_image_name"] = image_name
-    found: dict[str, SiteImage] = {}
+
+    def read(hidden: str) -> dict[str, SiteImage]:
+        return {
+            image.id: image
+            for image in _pages(connection, {**query, "os_hidden": hidden})
+            if image.owner == owner and TAG in image.tags and "sage_state" in image.properties
+            if image_name is None or image.image_name == image_name
+        }
+
     # Glance lists either kind alone.  An image that another run hides or shows meanwhile must not slip through
     # between the two, so the listed ones are read again at the end.
-    for hidden in ("false", "true", "false"):
-        for image in _pages(connection, {**query, "os_hidden": hidden}):
-            if image.owner == owner and TAG in image.tags and "sage_state" in image.properties:
-                found[image.id] = image
-    return tuple(image for image in found.values() if image_name is None or image.image_name == image_name)
+    before, hidden, listed = read("false"), read("true"), read("false")
+    for image_id in before.keys() - hidden.keys() - listed.keys():  # hidden or deleted just now; or a bad listing
+        with contextlib.suppress(Gone):
+            hidden[image_id] = get(connection, image_id)
+    return (*listed.values(), *(image for image in hidden.values() if image.id not in listed))
 
 
 def name_holders(connection: "Connection", name: str) -> tuple[SiteImage, ...]:
     """All images of exactly this name that a plain listing shows to this project, whoever made them."""
     return tuple(image for image in _pages(connection, {"name": name, "limit": str(_PAGE)}) if image.name == name)
+
+
+def site_time(connection: "Connection") -> datetime | None:
+    """The site's clock, to the second, as its answers tell it; None where they don't."""
+    told = _answer(connection, "GET", "/images?limit=1").headers.get("Date", "")
+    with contextlib.suppress(TypeError, ValueError):
+        return email.utils.parsedate_to_datetime(told).astimezone(timezone.utc)
+    return None
 
 
 def get(connection: "Connection", image_id: str) -> SiteImage:
@@ -198,7 +230,8 @@ def create(
 ) -> SiteImage:
     """A private, hidden record without data.  ``min_disk`` in GiB.
 
-    The caller chooses the id (a new UUID), so that it can delete the record whatever becomes of the answer.
+    The caller chooses the id, so that it can delete the record whatever becomes of the answer, and a name that no
+    other has.  A site takes an id once, for ever; raises Taken where another was before.
     """
     document = {
         **properties,
@@ -213,8 +246,14 @@ def create(
     }
     try:
         return _image(connection, _call(connection, "POST", "/images", json=document))
-    except _Conflict:  # a retry of ours, after an answer that was lost
-        return get(connection, image_id)
+    except _Conflict:
+        try:
+            holder = get(connection, image_id)
+        except Gone:
+            raise Taken(_site(connection), None) from None
+        if holder.name == name and holder.owner == connection.current_project_id:
+            return holder  # a retry of ours, after an answer that was lost
+        raise Taken(_site(connection), holder) from None
 
 
 def upload(
@@ -335,7 +374,19 @@ def _text(value: Any) -> str:
 
 
 def _call(connection: "Connection", method: str, path: str, *, tries: int = _TRIES, **arguments: Any) -> dict[str, Any]:
-    """One request to the site's Glance; the answer's JSON object, or {} where it has none.
+    """One request to the site's Glance; the answer's JSON object, or {} where it has none."""
+    response = _answer(connection, method, path, tries=tries, **arguments)
+    try:
+        document = response.json() if response.content else {}
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise BadListing(f"{_site(connection)}: the answer to {method} {path.partition('?')[0]} is not JSON")
+    return document
+
+
+def _answer(connection: "Connection", method: str, path: str, *, tries: int = _TRIES, **arguments: Any) -> Any:
+    """One request to the site's Glance, and its answer (a ``requests.Response``), which is no error.
 
     All that is asked here may be asked twice.  A site that is busy, or whose servers fail, is asked again after a
     moment, or after the one that it names itself.
@@ -346,23 +397,13 @@ def _call(connection: "Connection", method: str, path: str, *, tries: int = _TRI
         except Exception as error:
             raise cloud.explain(_site(connection), error) from error
         if response.ok:
-            return _answer(connection, method, path, response)
+            return response
         problem = _error(_site(connection), method, response)
         if not left or not isinstance(problem, SiteUnreachable) or problem.retry_after > _LONGEST_WAIT:
             raise problem
         logger.debug("%s; asking again", problem)
         time.sleep(max(problem.retry_after, wait))
     raise AssertionError("unreachable")
-
-
-def _answer(connection: "Connection", method: str, path: str, response: Any) -> dict[str, Any]:
-    try:
-        answer = response.json() if response.content else {}
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise BadListing(f"{_site(connection)}: the answer to {method} {path.partition('?')[0]} is not JSON")
-    return answer
 
 
 def _error(site: str, method: str, response: Any) -> SageError:

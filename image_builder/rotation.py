@@ -15,9 +15,11 @@ listed holder, hidden holder         died after the new image was shown: back-da
 no listed holder, a hidden one       died before: show it again (or, when it is to be replaced, go on)
 two listed holders                   two publishers at once, or a hand: back-date the one promoted before
 staging or candidate, none holds it  died during the upload: delete, once its publisher is surely dead
+retired                              died before the deletion: delete, or show again what is in use by now
 ===================================  ==================================================================
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +29,10 @@ from groundwork.errors import SageError
 from image_builder.catalog import TAG, Change, ImageState, SiteImage
 
 LEFTOVER_AGE = timedelta(hours=6)  # a staging image older than this is left over, where its publisher is unknown
+CLOCK_TOLERANCE = timedelta(minutes=5)  # how far clocks may differ before ages are not believed
 
 _SETTLED = ("active", "deactivated")  # Glance's statuses of an image that has its data
+_CHECKED = (ImageState.CANDIDATE, ImageState.CURRENT, ImageState.PREVIOUS, ImageState.RETIRED)
 
 
 class NameConflict(SageError):
@@ -99,8 +103,20 @@ class Settle:
 
 
 @dataclass(frozen=True)
+class Retire:
+    """First call of a deletion: the image is no longer listed, and marked, so that any run can finish."""
+
+    id: str
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"retire {self.name} ({self.id}): {self.reason}"
+
+
+@dataclass(frozen=True)
 class Delete:
-    """Delete an image of ours."""
+    """Delete an image of ours that no reader sees (any more)."""
 
     id: str
     name: str
@@ -110,7 +126,7 @@ class Delete:
         return f"delete {self.name} ({self.id}): {self.reason}"
 
 
-Step = Hide | Show | Promote | BackDate | Settle | Delete
+Step = Hide | Show | Promote | BackDate | Settle | Retire | Delete
 
 
 @dataclass(frozen=True)
@@ -123,12 +139,12 @@ class Plan:
     @property
     def swap(self) -> tuple[Step, ...]:
         """The steps that move names."""
-        return tuple(step for step in self.steps if not isinstance(step, Delete))
+        return tuple(step for step in self.steps if not isinstance(step, Retire | Delete))
 
     @property
-    def deletions(self) -> tuple[Delete, ...]:
+    def deletions(self) -> tuple[Retire | Delete, ...]:
         """The steps that delete."""
-        return tuple(step for step in self.steps if isinstance(step, Delete))
+        return tuple(step for step in self.steps if isinstance(step, Retire | Delete))
 
 
 def plan(
@@ -137,7 +153,10 @@ def plan(
     *,
     new: str | None = None,
     keep: int | None = None,
+    keep_younger: timedelta = timedelta(0),
+    in_use: Mapping[str, str] | None = None,
     now: datetime,
+    site_time: datetime | None = None,
     publishers: Mapping[str, bool] | None = None,
 ) -> Plan:
     """What leads from ``standing`` to one listed image of the public name and nothing left over.
@@ -145,7 +164,9 @@ def plan(
     ``standing``: all images of ours at one site, as :func:`image_builder.catalog.list_ours` gives them.
     ``new``: the id of the one among them (checked, and with its visibility set) that shall have the name; None
     repairs and tidies only.  ``keep``: how many images stay, the current one included; None deletes no finished
-    image.  ``publishers``: publishers whose life can be judged -> whether they live.
+    image.  ``keep_younger``: those built within this time stay too.  ``in_use``: ids of images that stay -> why.
+    ``now``, ``site_time``: this machine's clock and the site's, where that is known.  ``publishers``: publishers whose
+    life can be judged -> whether they live.
 
     A paused image is not renamed, hidden or deleted, except to end a swap that was begun.  Raises NameConflict where
     an image has the name that this version does not know how to move, and Paused where ``new`` or the image that has
@@ -153,14 +174,9 @@ def plan(
     """
     ours = [image for image in standing if _is_ours(image) and image.image_name == image_name]
     holders = [image for image in ours if image.name == image_name]
-    for image in holders:
-        if image.state not in (ImageState.CANDIDATE, ImageState.CURRENT, ImageState.PREVIOUS):
-            raise NameConflict(
-                f"{image.id} has the name {image_name} and the state {image.state!r}, which should not be",
-                hint="a later version of this program, or a hand, made it so: rename the image or use that version",
-            )
+    _check_holders(image_name, holders)
     chosen = next((image for image in ours if image.id == new), None)
-    if new is not None and (chosen is None or chosen.status not in _SETTLED or chosen.state == ImageState.STAGING):
+    if new is not None and (chosen is None or chosen.status != "active" or chosen.state not in _CHECKED):
         raise NameConflict(f"{new} can't get the name {image_name}: it does not stand there whole and checked")
 
     namer = _Namer(image_name, ours)
@@ -186,7 +202,7 @@ def plan(
     if chosen is not None and chosen != best:
         if best is not None and not best.hidden:
             steps.append(Hide(best.id, best.name))
-        steps.append(Promote(chosen.id, image_name, chosen.name, timestamp(now)))
+        steps.append(Promote(chosen.id, image_name, chosen.name, _after(ours, now)))
         if best is not None:
             steps.append(BackDate(best.id, namer.dated(best), best.name))
         current = chosen
@@ -196,20 +212,28 @@ def plan(
         if best.state != ImageState.CURRENT:
             steps.append(Settle(best.id, best.name, ImageState.CURRENT))
 
+    doubt = _doubt_of_clock(ours, now, site_time)
+    spared = {image.id: why for image in ours if (why := _why_spared(image, current, in_use or {}))}
     previous = [image for image in holders if image != current]
     for image in ours:
         if image in holders or image == current:
             continue
-        if image.state == ImageState.PREVIOUS:
-            if _has_dated_name(image):
+        if image.state in (ImageState.PREVIOUS, ImageState.RETIRED) and not _has_dated_name(image):
+            notes.append(f"{image.name} ({image.id}) has been renamed by hand; left alone")
+        elif image.state == ImageState.PREVIOUS:
+            previous.append(image)
+        elif image.state == ImageState.RETIRED:
+            if image.id in spared and not image.paused:
+                steps.append(BackDate(image.id, image.name, image.name))
+                notes.append(f"{image.name} ({image.id}) was about to be deleted; shown again: {spared[image.id]}")
                 previous.append(image)
-            else:
-                notes.append(f"{image.name} ({image.id}) has been renamed by hand; left alone")
+            elif image.id not in spared and keep is not None and current is not None and doubt is None:
+                steps += _away(image, "an earlier run had retired it")
         elif image.state == ImageState.CURRENT:
             notes.append(f"{image.name} ({image.id}) was the current one and has been renamed by hand; left alone")
         elif image.state in (ImageState.STAGING, ImageState.CANDIDATE):
-            reason = _left_over(image, now, publishers or {})
-            if reason and not image.protected and not image.paused:
+            reason = left_over(image, now, publishers or {})
+            if reason and doubt is None and image.id not in spared:
                 steps.append(Delete(image.id, image.name, reason))
             elif image.paused:
                 notes.append(f"{image.name} ({image.id}) is paused; left alone")
@@ -219,8 +243,10 @@ def plan(
             notes.append(f"{image.name} ({image.id}) has the unknown state {image.state!r}; left alone")
     if current is None and previous:
         notes.append(f"no image has the name {image_name}; only back-dated ones stand here")
-    if keep is not None:
-        steps += _retention(current, previous, keep, notes)
+    if doubt is not None:
+        notes.append(f"{doubt}; nothing is deleted")
+    elif keep is not None and current is not None and current.status in _SETTLED:
+        steps += _retention(previous, keep, now - keep_younger, spared, notes)
     return Plan(tuple(steps), tuple(notes))
 
 
@@ -237,6 +263,8 @@ def change_of(step: Step) -> Change | None:
         return Change(name=step.name, hidden=False, properties={"sage_state": str(ImageState.PREVIOUS)})
     if isinstance(step, Settle):
         return Change(properties={"sage_state": str(step.state)})
+    if isinstance(step, Retire):
+        return Change(hidden=True, properties={"sage_state": str(ImageState.RETIRED)})
     return None
 
 
@@ -294,27 +322,69 @@ def _has_dated_name(image: SiteImage) -> bool:
     return re.fullmatch(re.escape(image.image_name) + r"-\d{8}T\d{6}Z(-[0-9a-f]{8})?", image.name) is not None
 
 
+def _check_holders(image_name: str, holders: Sequence[SiteImage]) -> None:
+    for image in holders:
+        if image.state not in _CHECKED:
+            raise NameConflict(
+                f"{image.id} has the name {image_name} and the state {image.state!r}, which should not be",
+                hint="a later version of this program, or a hand, made it so: rename the image or use that version",
+            )
+
+
 def _rank(image: SiteImage) -> tuple[bool, str, str, str, str]:
     """Of two that hold the name, the one promoted last counts; one without data never before one with."""
     return (image.status in _SETTLED, image.promoted_at, image.built_at, image.created_at, image.id)
 
 
-def _left_over(image: SiteImage, now: datetime, publishers: Mapping[str, bool]) -> str | None:
-    """Why nobody will finish this upload, or None where somebody may."""
+def _after(ours: Sequence[SiteImage], now: datetime) -> str:
+    """The time of a promotion: later than any before at this site, whatever this machine's clock says."""
+    for image in ours:
+        with contextlib.suppress(ValueError):
+            now = max(now, _time(image.promoted_at) + timedelta(microseconds=1))
+    return timestamp(now)
+
+
+def _doubt_of_clock(ours: Sequence[SiteImage], now: datetime, site_time: datetime | None) -> str | None:
+    """Why ages can't be told, or None."""
+    if site_time is not None and abs(now - site_time) > CLOCK_TOLERANCE:
+        return f"this machine's clock differs from the site's by {abs(now - site_time).total_seconds():.0f} s"
+    for image in ours:
+        for text in (image.promoted_at, image.built_at, image.created_at, image.updated_at):
+            with contextlib.suppress(ValueError):
+                if _time(text) > now + CLOCK_TOLERANCE:
+                    return f"by this machine's clock {image.name} ({image.id}) is of the future, of {text}"
+    return None
+
+
+def _why_spared(image: SiteImage, current: SiteImage | None, in_use: Mapping[str, str]) -> str | None:
+    """Why an image must not be deleted, whatever its age, or None."""
+    if image.protected:
+        return "it is protected"
+    if image.paused:
+        return "it is paused"
+    if image.withdrawn and current is not None and image.built_at > current.built_at:
+        return "it was withdrawn, which tells the next run not to publish that recipe again"
+    return in_use.get(image.id)
+
+
+def left_over(image: SiteImage, now: datetime, publishers: Mapping[str, bool]) -> str | None:
+    """Why nobody will finish an upload, or None where somebody may."""
     alive = publishers.get(image.publisher)
     if alive is not None:
         return None if alive else "its upload was killed"
     try:
+        if image.until:
+            return f"its upload was to end by {image.until}" if now > _time(image.until) else None
         age = now - _time(image.updated_at)
     except ValueError:
         return None
     return f"its upload ended {age.total_seconds() / 3600:.0f} h ago" if age > LEFTOVER_AGE else None
 
 
-def _retention(current: SiteImage | None, previous: Sequence[SiteImage], keep: int, notes: list[str]) -> list[Delete]:
-    """The previous images beyond the newest ``keep - 1``, the oldest first; none where anything looks wrong."""
-    if current is None or current.status not in _SETTLED:
-        return []
+def _retention(
+    previous: Sequence[SiteImage], keep: int, youngest: datetime, spared: Mapping[str, str], notes: list[str]
+) -> list[Step]:
+    """Away with the previous images beyond the newest ``keep - 1``, the oldest first; none where an age is unknown."""
     ages: dict[str, datetime] = {}
     for image in previous:
         try:
@@ -323,13 +393,18 @@ def _retention(current: SiteImage | None, previous: Sequence[SiteImage], keep: i
             notes.append(f"{image.name} ({image.id}) does not tell when it was built; no old image is deleted")
             return []
     oldest_last = sorted(previous, key=lambda image: (ages[image.id], image.created_at, image.id), reverse=True)
-    # One that was withdrawn and is newer than the current tells the next run not to publish that recipe again.
-    doomed = [
-        image
-        for image in oldest_last[max(keep, 1) - 1 :]
-        if not (image.protected or image.paused or (image.withdrawn and image.built_at > current.built_at))
-    ]
-    return [Delete(image.id, image.name, f"older than the newest {keep}") for image in reversed(doomed)]
+    steps: list[Step] = []
+    for image in reversed(oldest_last[max(keep, 1) - 1 :]):
+        if image.id not in spared and ages[image.id] <= youngest:
+            steps += _away(image, f"older than the newest {keep}")
+        elif image.id in spared and not image.protected and not image.paused and not image.withdrawn:
+            notes.append(f"{image.name} ({image.id}) stays: {spared[image.id]}")
+    return steps
+
+
+def _away(image: SiteImage, reason: str) -> list[Step]:
+    retired = image.hidden and image.state == ImageState.RETIRED
+    return [*([] if retired else [Retire(image.id, image.name, reason)]), Delete(image.id, image.name, reason)]
 
 
 def _time(text: str) -> datetime:

@@ -183,14 +183,18 @@ def retain(run: SiteRun, connection: "Connection", image_id: str) -> None:
     delete_steps(run, connection, plan.deletions)
 
 
-def delete_steps(run: SiteRun, connection: "Connection", steps: Sequence[rotation.Delete]) -> None:
+def delete_steps(run: SiteRun, connection: "Connection", steps: Sequence[rotation.Retire | rotation.Delete]) -> None:
     """Delete; what can't be (in use, or protected meanwhile) is told and left to a later run."""
+    failed = set()
     for step in steps:
+        if step.id in failed:
+            continue
         try:
             do_steps(run, connection, [step])
         except SiteUnreachable:
             raise
         except SiteError as error:
+            failed.add(step.id)
             run.done.pop()
             run.warn(f"{step.name} ({step.id}) can't be deleted now: {error}")
 

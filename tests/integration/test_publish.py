@@ -347,14 +347,14 @@ def test_what_a_killed_upload_left_goes_with_the_next_run(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("kill_at", range(1, 11))  # there are nine calls
+@pytest.mark.parametrize("kill_at", range(1, 12))  # there are ten calls
 def test_a_run_that_is_killed_at_any_call_is_repaired_by_the_next(bench: Bench, kill_at: int, moment: str) -> None:
     for number in (1, 2):
         bench.publish(bench.build(number), load_sites()["CHI@UC"])
     third = bench.build(3)
     process = bench.start(third, "CHI@UC", kill_at=kill_at, moment=moment)
     output, _ = process.communicate()
-    assert process.returncode == (-signal.SIGKILL if kill_at < 10 else 0), output.decode()
+    assert process.returncode == (-signal.SIGKILL if kill_at < 11 else 0), output.decode()
     holders = [image for image in bench.ours() if image.name == bench.name]
     assert holders, "the SDK finds it, if only hidden"
     assert sum(not image.hidden for image in holders) <= 1

@@ -2,6 +2,7 @@
 """What is said to Glance, and what is made of its answers; Glance itself is in tests/integration."""
 
 import json
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from keystoneauth1 import exceptions as auth_errors
 from chameleon_sites.cloud import SiteError, SiteUnreachable
 from groundwork.errors import InputError, SageError
 from image_builder import catalog
-from image_builder.catalog import BadListing, Change, Gone, Refused
+from image_builder.catalog import BadListing, Change, Gone, Refused, Taken
 
 
 def row(number: int, **keys: Any) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def test_listed_and_hidden_images_are_read_page_by_page() -> None:
         page(row(1), following="/v2/images?marker=id-1"),
         page(row(2)),
         page(row(3, os_hidden=True)),
-        page(row(1)),
+        page(row(1), row(2)),
     )
     found = catalog.list_ours(glance)
     assert [(image.id, image.hidden) for image in found] == [("id-1", False), ("id-2", False), ("id-3", True)]
@@ -234,8 +235,45 @@ def test_a_new_image_is_private_hidden_and_marked() -> None:
 
 
 def test_a_creation_that_was_sent_twice_made_one_image() -> None:
-    glance = connection((409, "already exists"), (200, row(1)))
+    glance = connection((409, "already exists"), (200, row(1, name="tmp")))
     assert catalog.create(glance, "id-1", name="tmp", disk_format="raw", min_disk=3, properties={}).id == "id-1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "holder"),
+    [((200, row(1)), "id-1"), ((200, row(1, name="tmp", owner="them")), "id-1"), ((404, ""), None)],
+)
+def test_an_id_that_is_or_was_anothers_is_taken(answer: Any, holder: str | None) -> None:
+    with pytest.raises(Taken) as caught:
+        catalog.create(
+            connection((409, "already exists"), answer),
+            "id-1",
+            name="tmp",
+            disk_format="raw",
+            min_disk=3,
+            properties={},
+        )
+    assert (caught.value.holder.id if caught.value.holder else None) == holder
+
+
+def test_an_image_that_one_of_two_listings_lacks_is_asked_for_by_its_id() -> None:
+    """Hidden just then, deleted just then, or left out by a bad listing: only the first and the last may be."""
+    glance = connection(page(row(1), row(2)), page(), page(row(1)), (200, row(2, os_hidden=True)))
+    assert [(image.id, image.hidden) for image in catalog.list_ours(glance)] == [("id-1", False), ("id-2", True)]
+    glance = connection(page(row(1), row(2)), page(), page(row(1)), (404, ""))
+    assert [image.id for image in catalog.list_ours(glance)] == ["id-1"]
+
+
+@pytest.mark.parametrize(
+    ("header", "time"),
+    [
+        ({"Date": "Sat, 21 Nov 2026 12:00:00 GMT"}, datetime(2026, 11, 21, 12, tzinfo=timezone.utc)),
+        ({"Date": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_the_sites_clock_is_read_where_it_is_told(header: dict[str, str], time: datetime | None) -> None:
+    assert catalog.site_time(connection((200, {"images": []}, header))) == time
 
 
 def test_deleting_what_is_gone_is_no_error() -> None:
