@@ -7,11 +7,15 @@ standard error.
 
 import contextlib
 import json
+import logging
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from datetime import datetime, timezone
+from io import StringIO
+from pathlib import Path
+from typing import IO, Any
 
 from rich.console import Console
 from rich.status import Status
@@ -24,6 +28,7 @@ _err = Console(stderr=True, highlight=False, soft_wrap=True)
 _out = Console(highlight=False, soft_wrap=True)
 _json = False
 _quiet = False
+_copy: IO[str] | None = None
 
 
 def configure(*, json_output: bool = False, quiet: bool = False) -> None:
@@ -32,14 +37,42 @@ def configure(*, json_output: bool = False, quiet: bool = False) -> None:
     _json, _quiet = json_output, quiet
 
 
+@contextlib.contextmanager
+def copied_to(path: Path) -> Iterator[None]:
+    """Write all that is told or logged to the end of a file as well, each line with its time (UTC).
+
+    Also what ``--quiet`` and ``--json`` leave out.
+    """
+    global _copy
+    with path.open("a", encoding="utf-8", buffering=1) as stream:
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(logging.Formatter("%(asctime)sZ %(name)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
+        handler.formatter.converter = time.gmtime  # type: ignore[union-attr]
+        logging.getLogger().addHandler(handler)
+        _copy = stream
+        try:
+            yield
+        finally:
+            _copy = None
+            logging.getLogger().removeHandler(handler)
+
+
+def _write_copy(text: str) -> None:
+    if _copy is not None:
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        _copy.write("".join(f"{now} {line}\n" for line in text.splitlines()))
+
+
 def say(text: str) -> None:
     """A line about how the work goes on."""
+    _write_copy(text)
     if not _quiet:
         _err.print(text, markup=False)
 
 
 def warn(text: str, *, hint: str | None = None) -> None:
     """A line about something that the user should know of, though the work goes on."""
+    _write_copy(f"warning: {text}" + (f"\n   hint: {hint}" if hint else ""))
     _err.print(f"warning: {text}", style="yellow", markup=False)
     if hint:
         _err.print(f"   hint: {hint}", markup=False)
@@ -47,6 +80,7 @@ def warn(text: str, *, hint: str | None = None) -> None:
 
 def complain(text: str, *, hint: str | None = None) -> None:
     """An error, with what to do about it."""
+    _write_copy(f"error: {text}" + (f"\n hint: {hint}" if hint else ""))
     _err.print(f"error: {text}", style="bold red", markup=False)
     if hint:
         _err.print(f" hint: {hint}", markup=False)
@@ -54,6 +88,7 @@ def complain(text: str, *, hint: str | None = None) -> None:
 
 def result(text: str) -> None:
     """A line of the result, for standard output; silent when the result is JSON."""
+    _write_copy(text)
     if not _json:
         _out.print(text, markup=False)
 
@@ -67,11 +102,17 @@ def result_json(document: Any) -> None:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
     """A table on standard output; silent when the result is JSON.  Not cut to a width where there is no terminal."""
-    if _json:
+    if _json and _copy is None:
         return
     grid = Table(*headings, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for row in rows:
         grid.add_row(*row)
+    if _copy is not None:
+        plain = StringIO()
+        Console(file=plain, width=10_000, highlight=False).print(grid)
+        _write_copy(plain.getvalue())
+    if _json:
+        return
     if _out.is_terminal:
         _out.print(grid, markup=False)
     else:

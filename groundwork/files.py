@@ -20,6 +20,14 @@ _BLOCK = 1 << 20
 _REMOVING = ".removing"
 
 
+class Locked(SageError):
+    """Another program holds a lock; ``owner`` is its pid, or "unknown"."""
+
+    def __init__(self, path: Path, owner: str) -> None:
+        super().__init__(f"another run (pid {owner}) holds {path}", hint="wait for it to end, then run this again")
+        self.owner = owner
+
+
 @dataclass(frozen=True)
 class Digests:
     """Hexadecimal digests and the size, in bytes, of one file."""
@@ -172,7 +180,7 @@ def lock(
 ) -> Iterator[None]:
     """Hold a ``flock`` on ``path``, which carries the pid of the last owner; exclusive, unless ``shared`` is given.
 
-    Waits up to ``wait`` seconds for another owner (``on_wait`` is told its pid once), then raises SageError.
+    Waits up to ``wait`` seconds for another owner (``on_wait`` is told its pid once), then raises Locked.
     The kernel frees the lock when the owner dies; the file stays.
     """
     make_folder(path.parent)
@@ -193,9 +201,7 @@ def lock(
                 told = True
                 on_wait(owner)
             if time.monotonic() >= deadline:
-                raise SageError(
-                    f"another run (pid {owner}) holds {path}", hint="wait for it to end, then run this again"
-                )
+                raise Locked(path, owner)
             time.sleep(0.2)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -151,10 +151,15 @@ def configuration_files(named: str | None, environment: Mapping[str, str] = os.e
     return [path for path in candidates if path.exists()]
 
 
-def read_configuration(paths: Iterable[Path], settings: Sequence[Setting]) -> dict[str, tuple[Any, str]]:
-    """Setting's name -> (its value, ``file:line: key``), from YAML files, the strongest first."""
+def read_configuration(
+    paths: Iterable[Path], settings: Sequence[Setting], more: Mapping[str, Any] | None = None
+) -> dict[str, tuple[Any, str]]:
+    """Setting's name -> (its value, ``file:line: key``), from YAML files, the strongest first.
+
+    ``more``: further keys that a file may have, with their JSON Schemas.
+    """
     scalar = {"type": ["string", "number", "boolean"]}
-    schema = {
+    schema: dict[str, Any] = {
         "type": "object",
         "additionalProperties": False,
         "properties": {
@@ -167,6 +172,7 @@ def read_configuration(paths: Iterable[Path], settings: Sequence[Setting]) -> di
             if not setting.only_flag
         },
     }
+    schema["properties"].update(more or {})
     found: dict[str, tuple[Any, str]] = {}
     for path in paths:
         document = documents.load(path, schema)

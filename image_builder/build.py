@@ -80,6 +80,15 @@ def find(recipe: Recipe, output: Path) -> Build | None:
     return None
 
 
+def drop_old(folder: Path, keep: int) -> None:
+    """Remove of an image's finished builds all but the newest ``keep``."""
+    if folder.is_dir():
+        files.sweep_removals(folder)
+        # Names begin with the time; what is in the making has a dot before it.
+        for old in sorted(path.parent for path in folder.glob(f"[0-9]*/{manifest.MANIFEST}"))[:-keep]:
+            files.remove_tree(old)
+
+
 def is_complete(build: Build, recipe: Recipe, formats: Iterable[DiskFormat], *, verified: bool) -> bool:
     """Whether the build has all formats and, where asked for, a good report of the recipe's checks."""
     have = {file.format for file in build.manifest.files}

@@ -44,10 +44,15 @@ def named_sites(values: dict[str, Any]) -> list[Site]:
     return pick_sites(values["site"], values["sites_file"])
 
 
-def read_values(rows: Sequence[Setting], given: argparse.Namespace) -> dict[str, Any]:
-    """The settings' values, from flags, environment and configuration files."""
+def read_values(
+    rows: Sequence[Setting], given: argparse.Namespace, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The settings' values, from flags, environment and configuration files.
+
+    ``more``: what else a configuration file of this command may have, as JSON Schemas by key.
+    """
     paths = settings.configuration_files(getattr(given, "config", None))
-    configuration = settings.read_configuration(paths, table.ALL)
+    configuration = settings.read_configuration(paths, table.ALL, more)
     values = settings.resolve(rows, given, configuration=configuration)
     console.configure(json_output=values["json"], quiet=values["quiet"])
     if values["debug"]:

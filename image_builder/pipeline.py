@@ -112,7 +112,7 @@ def run(orders: Sequence[Order], values: dict[str, Any], program: Program, *, lo
     code: int | None = None
     sites: tuple[SiteStanding, ...] = ()
     try:
-        connections = _produce(images, values, program, since)
+        connections = _produce(images, values, program, since, look=look)
         if look and connections:
             named = _all_sites(orders)
             with console.stage("look at the sites", brief=True):
@@ -215,7 +215,9 @@ def problem_of(error: Exception) -> Problem:
     return Problem(f"{type(error).__name__}: {error}", "a fault of this program: please report it", False)
 
 
-def _produce(images: Sequence[_Image], values: dict[str, Any], program: Program, since: str) -> dict[str, Any]:
+def _produce(
+    images: Sequence[_Image], values: dict[str, Any], program: Program, since: str, *, look: bool
+) -> dict[str, Any]:
     """All stages of all images.  Returns the connections to the sites, by name."""
     places = Places(output=values["output_dir"], cache=values["cache_dir"])
     checking = checking_of(values)
@@ -225,8 +227,8 @@ def _produce(images: Sequence[_Image], values: dict[str, Any], program: Program,
             declared = image.order.recipe
             image.recipe = planning.settle(declared, places.cache, refresh=values["refresh"], since=since)
     connections: dict[str, Any] = {}
-    if values["publish"] and any(image.is_open for image in images):
-        connections = cli.connect(_all_sites([image.order for image in images if image.is_open]))
+    if values["publish"] and (look or any(image.is_open for image in images)):
+        connections = cli.connect(_all_sites([image.order for image in images if look or image.is_open]))
         if not values["force"]:
             _pass_over_standing(images, values, places, connections)
     to_build = [image for image in images if image.is_open]

@@ -120,7 +120,7 @@ def remove_tree(path: Path) -> None:
 _KEPT = {
     *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
     *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"),
-    *("SAGE_DEBUG", "NO_COLOR", "TERM", "SSH_AUTH_SOCK"),
+    *("SAGE_DEBUG", "NO_COLOR", "TERM", "SSH_AUTH_SOCK", "GITHUB_STEP_SUMMARY"),
 }
 
 

@@ -139,13 +139,13 @@ def exit_code(
 ) -> int:
     """0 all is done; 3 some failed; of all failed: 2 if each for wrong input, else 1.
 
-    What counts is each site of an image that was published, and each image that was not.
+    What counts is each site of an image that was published, and each image that was not and that the run came to.
     """
     published = {(one.image_name, one.recipe_digest) for one in publications}
     rows = [row.problem for one in publications for row in one.sites]
-    rows += [
-        image.problem for image in images if image.problem or (image.image_name, image.recipe_digest) not in published
-    ]
+    for image in images:
+        if image.problem or (image.build_id and (image.image_name, image.recipe_digest) not in published):
+            rows.append(image.problem)
     if problem:
         rows.append(problem)
     problems = [found for found in rows if found is not None]

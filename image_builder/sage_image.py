@@ -19,6 +19,7 @@ from image_builder import (
     inspection,
     machine,
     manifest,
+    nightly,
     papers,
     signing,
     variant,
@@ -50,6 +51,13 @@ def _sage_image(words: Sequence[str]) -> int:
             ("IMAGE",),
             _verify,
         ),
+        (
+            "nightly",
+            "refresh, build, check and publish all images of a file, and tell of it",
+            table.NIGHTLY,
+            (),
+            _nightly,
+        ),
         ("publish", "publish a finished build", table.PUBLISH, ("MANIFEST",), _publish),
         ("show", "what is in a finished build", table.SHOW, ("MANIFEST",), _show),
         ("diff", "what changed from one finished build to another", table.DIFF, ("A", "B"), _diff),
@@ -61,7 +69,7 @@ def _sage_image(words: Sequence[str]) -> int:
             command.add_argument(f"path{position}", metavar=word, type=settings.folder)
         command.set_defaults(function=function, rows=rows)
     given = parser.parse_args(words)
-    values = cli.read_values(given.rows, given)
+    values = cli.read_values(given.rows, given, nightly.SCHEMA if given.function is _nightly else None)
     run: Callable[..., int] = given.function
     return run(values, *(path for name, path in sorted(vars(given).items()) if name.startswith("path")))
 
@@ -144,6 +152,10 @@ def _verify(values: dict[str, Any], path: Path) -> int:
     if not report.passed:
         raise verify.explain(report, logs)
     return 0
+
+
+def _nightly(values: dict[str, Any]) -> int:
+    return nightly.run(values)
 
 
 def _publish(values: dict[str, Any], path: Path) -> int:

@@ -163,6 +163,38 @@ CREATE_IMAGE = (
     *TELLING,
     *COMMON,
 )
+
+
+def _state() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "sage-chameleon"
+
+
+STATE_DIR = Setting(
+    "state-dir",
+    "where nights keep their reports, logs, lock and status page",
+    folder,
+    default=_state(),
+    shown="~/.local/state/sage-chameleon",
+)
+PAGE = Setting("page", "the status page, one HTML file", folder, shown="index.html in the state folder", metavar="FILE")
+KEEP_LOGS = Setting("keep-logs", "how many nights' logs stay", whole_number(1, 10_000), default=30, metavar="N")
+KEEP_RUNS = Setting("keep-runs", "how many nights' reports stay", whole_number(1, 10_000), default=90, metavar="N")
+KEEP_BUILDS = Setting(
+    "keep-builds",
+    "how many builds of each of a night's images stay on this machine",
+    whole_number(1, 10_000),
+    default=3,
+    metavar="N",
+)
+_NOT_NIGHTLY = ("variant", "release", "arch", "kvm", "cuda-version", "revision", "publish", "refresh", "no-verify")
+NIGHTLY = (
+    *(setting for setting in CREATE_IMAGE if setting.name not in _NOT_NIGHTLY),
+    STATE_DIR,
+    PAGE,
+    KEEP_LOGS,
+    KEEP_RUNS,
+    KEEP_BUILDS,
+)
 SITES = (SITE, SITES_FILE)
 LIST = (*SITES, *COMMON)
 PUBLISH = (*SITES, *PUBLISHING, DRY_RUN, FORCE, CACHE_DIR, *COMMON)
@@ -191,7 +223,7 @@ SHOW = (
 )
 DIFF = COMMON
 SIGN = (SIGN_KEY, *COMMON)
-ALL = tuple({setting.name: setting for setting in (*PUBLISH, *CREATE_IMAGE, SIGNERS)}.values())
+ALL = tuple({setting.name: setting for setting in (*PUBLISH, *CREATE_IMAGE, *NIGHTLY, SIGNERS)}.values())
 
 _MANUAL = """\
 # Settings

@@ -2,6 +2,7 @@
 """The report of a run has a written shape, and its exit code tells the truth about all that was to be done."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_the_written_shape_is_of_this_format() -> None:
         (run(problem=DOWN), 1),
         (run(problem=WRONG), 2),
         (run(image(), problem=DOWN), 3),
+        (run(replace(image(), build_id=None), problem=DOWN), 1),
     ],
 )
 def test_the_exit_code(made: RunReport, code: int) -> None:
