@@ -128,7 +128,9 @@ def swap(run: SiteRun, connection: "Connection", image_id: str) -> None:
     name = run.image_name
     with exclusive(run):
         # Read again under the lock: what stands may have changed during the upload; it also warms the connection.
-        plan = plan_for(run, catalog.list_ours(connection, name), new=image_id)
+        standing = catalog.list_ours(connection, name)
+        _check_whole(run, connection, standing)
+        plan = plan_for(run, standing, new=image_id)
         with run.lock:
             run.go_on()
             run.swapping, run.word = True, "swapping"
@@ -138,6 +140,20 @@ def swap(run: SiteRun, connection: "Connection", image_id: str) -> None:
             _finish_swap(run, connection, image_id, error)
         with run.lock:
             run.staging, run.swapping = None, False
+
+
+def _check_whole(run: SiteRun, connection: "Connection", standing: Sequence[SiteImage]) -> None:
+    """Raise where the list of our images lacks one of the public name that the site lists by its name.
+
+    A swap that did not know of it would make two.
+    """
+    known = {image.id for image in standing}
+    for image in catalog.name_holders(connection, run.image_name):
+        if image.owner == connection.current_project_id and catalog.TAG in image.tags and image.id not in known:
+            raise catalog.BadListing(
+                f"{run.site.name} lists {image.id} by the name {run.image_name}, and not among our images",
+                hint="run this again; if it says the same, the site's list of images is broken",
+            )
 
 
 def _finish_swap(run: SiteRun, connection: "Connection", image_id: str, error: SageError) -> None:

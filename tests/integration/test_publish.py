@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,21 +130,26 @@ class Bench:
         ]
 
 
-@pytest.fixture
-def bench(
-    local_chameleon: Any, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Bench]:
-    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(local_chameleon.clouds_yaml))
-    for variable in [name for name in os.environ if name.startswith("OS_") and name != "OS_CLIENT_CONFIG_FILE"]:
-        monkeypatch.delenv(variable)
+@contextmanager
+def new_bench(clouds_yaml: Path, folder: Path) -> Iterator[Bench]:
+    """A bench on the sites of ``clouds_yaml``, which OS_CLIENT_CONFIG_FILE names; nothing of it stays."""
     connections: dict[str, Any] = {name: cloud.connect(load_sites()[name]) for name in NAMES}
-    made = Bench(f"Sage-T{os.getpid()}-{time.time_ns()}", tmp_path, Path(local_chameleon.clouds_yaml), connections)
+    made = Bench(f"Sage-T{os.getpid()}-{time.time_ns()}", folder, clouds_yaml, connections)
     yield made
     for site in NAMES:
         for image in made.ours(site):
             if image.protected:
                 connections[site].image.update_image(image.id, is_protected=False)
             catalog.delete(connections[site], image.id)
+
+
+@pytest.fixture
+def bench(local_chameleon: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(local_chameleon.clouds_yaml))
+    for variable in [name for name in os.environ if name.startswith("OS_") and name != "OS_CLIENT_CONFIG_FILE"]:
+        monkeypatch.delenv(variable)
+    with new_bench(local_chameleon.clouds_yaml, tmp_path) as made:
+        yield made
 
 
 def outcomes(report: PublishReport) -> list[Outcome]:
