@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -168,6 +169,37 @@ def run(
             output=stdout + stderr,
         )
     return stdout
+
+
+def run_to_files(
+    command: Sequence[str | Path],
+    *,
+    input: bytes,
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stop_when: threading.Event | None = None,
+) -> int | None:
+    """Run ``command`` with its outputs going to files; its exit status, negative for a signal's.
+
+    None: it did not end within ``timeout`` seconds, or before ``stop_when`` was set.  ``input`` must fit into a pipe
+    (64 KiB), for the command need not read it.  Whatever way this function is left, the process and its children are
+    gone.
+    """
+    process = start(command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=env, cwd=cwd)
+    try:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(input)
+        for _ in poll_until(timeout, 0.1):
+            code = process.poll()
+            if code is not None or (stop_when is not None and stop_when.is_set()):
+                return code
+        return None
+    finally:
+        stop(process)
 
 
 def stop_all() -> None:

@@ -35,15 +35,22 @@ def save(product: Any, path: Path) -> None:
 
 def load(kind: type[Product], path: Path) -> Product:
     """Read a product back.  Raises InputError where the file is none of that kind."""
-    name = kind.__name__.lower()
     try:
         if path.stat().st_size > _LARGEST:
-            raise InputError(f"{path} is too large to be a {name}")
-        return _converter.structure(json.loads(path.read_bytes()), kind)
+            raise InputError(f"{path} is too large to be a {kind.__name__.lower()}")
+        text = path.read_bytes()
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror}") from None
+    return parse(kind, text, str(path))
+
+
+def parse(kind: type[Product], text: bytes, origin: str) -> Product:
+    """A product out of its JSON.  Raises InputError, which names ``origin``, where it is none of that kind."""
+    name = kind.__name__.lower()
+    try:
+        return _converter.structure(json.loads(text), kind)
     except (ValueError, RecursionError):
-        raise InputError(f"{path} is not JSON; expected a {name}") from None
+        raise InputError(f"{origin} is not JSON; expected a {name}") from None
     except Exception as error:  # cattrs raises groups of whatever a field's conversion raised
         reasons = "; ".join(cattrs.transform_error(error, path="top"))
-        raise InputError(f"{path} is not a {name}: {reasons}") from None
+        raise InputError(f"{origin} is not a {name}: {reasons}") from None

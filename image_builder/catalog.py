@@ -34,6 +34,7 @@ _MOST_PAGES = 1000
 _TRIES = 3  # requests for one answer, where the site is busy or fails
 _FIRST_WAIT = 0.5  # seconds until the second, doubled for the third
 _LONGEST_WAIT = 20.0  # a site that asks for more patience has failed
+BLOCK = 1 << 20  # bytes of a download at a time
 _STALL = 300.0  # seconds that a site may take for one block, or to answer after the last
 _PATCH = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
 
@@ -55,6 +56,7 @@ class ImageState(StrEnum):
     CURRENT = "current"  # has the public name
     PREVIOUS = "previous"  # has a back-dated name
     RETIRED = "retired"  # hidden, about to be deleted
+    FAILED = "failed"  # its canary said so; hidden, never promoted
 
 
 class BadListing(SiteError):
@@ -137,6 +139,11 @@ class SiteImage:
     def promoted_at(self) -> str:
         """When it last got the public name; UTC, RFC 3339, or "" when never."""
         return self.properties.get("sage_promoted_at", "")
+
+    @property
+    def failed_at(self) -> str:
+        """When its canary failed; UTC, RFC 3339, or ""."""
+        return self.properties.get("sage_failed_at", "")
 
     @property
     def recipe_digest(self) -> str:
@@ -302,6 +309,20 @@ def import_failure(connection: "Connection", image_id: str) -> str | None:
         return str(_call(connection, "GET", f"/images/{image_id}/tasks")["tasks"][-1]["message"])
     except (SiteError, IndexError, KeyError, TypeError):
         return "it does not say why"
+
+
+def download(connection: "Connection", image_id: str) -> Iterator[bytes]:
+    """The image's data, block after block.  Raises Gone, and SiteError where they break off."""
+    try:
+        response = connection.image.request(
+            f"/images/{image_id}/file", "GET", raise_exc=False, stream=True, timeout=_STALL, log=False
+        )
+        if not response.ok:
+            raise _error(_site(connection), "GET", response)
+        with response:
+            yield from response.iter_content(BLOCK)
+    except Exception as error:
+        raise cloud.explain(_site(connection), error) from error
 
 
 def change(connection: "Connection", image_id: str, wanted: Change) -> SiteImage:

@@ -13,8 +13,9 @@ from groundwork import console, files, settings
 from groundwork.errors import InputError, SageError, unknown
 from groundwork.program import log_to_stderr
 from groundwork.settings import Setting
-from image_builder import emulation, hooks, manifest, metrics, summary
+from image_builder import canary, emulation, hooks, manifest, metrics, qemu_canary, summary
 from image_builder import settings as table
+from image_builder.canary import CanaryOptions
 from image_builder.catalog import Visibility
 from image_builder.hooks import Hook
 from image_builder.publication import Problem, PublishOptions, PublishReport
@@ -101,6 +102,7 @@ def publish_options(values: dict[str, Any]) -> PublishOptions:
         upload_deadline=float(values["upload_timeout"]),
         locks=values["cache_dir"] / "locks",
         scratch=values["cache_dir"] / "work",
+        canary=canary_options(values),
     )
 
 
@@ -139,6 +141,15 @@ def _write_summary(report: RunReport, path: Path) -> None:
     if path == table.SUMMARY.default and path.exists():
         text = path.read_text(encoding="utf-8") + text
     files.write_text(path, text)
+
+
+def canary_options(values: dict[str, Any]) -> CanaryOptions | None:
+    """How candidates are tried; None where they are not."""
+    if not values["canary"] or values["no_canary"]:
+        return None
+    given = values["canary_command"]
+    command = canary.words_of(given) if given else qemu_canary.command(values)
+    return CanaryOptions(command, float(values["canary_timeout"]), values["cache_dir"])
 
 
 def tell_publication(report: PublishReport) -> None:

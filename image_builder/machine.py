@@ -314,7 +314,7 @@ def running(
     layer = own / "disk.qcow2"
     facts = json.loads(process.run(["qemu-img", "info", "--output=json", image], timeout=60))
     size = (int(facts["virtual-size"]) + _GROW_BY) // _MIB * _MIB
-    backing = ["-b", image.resolve(), "-F", facts["format"]]
+    backing = ["-b", image.absolute(), "-F", facts["format"]]
     process.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, layer, str(size)], timeout=60)
     drives = ["-drive", f"id=disk,if=none,format=qcow2,file={quoted(layer)},cache=unsafe,discard=unmap"]
     if site.instance is not None and site.guise is Guise.BARE_METAL:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from groundwork.compat import StrEnum
+from image_builder.canary import CanaryOptions, CanaryResult
 from image_builder.catalog import SiteImage, Visibility
 
 
@@ -14,16 +15,22 @@ class Outcome(StrEnum):
     PUBLISHED = "published"
     UNCHANGED = "unchanged"
     WOULD_PUBLISH = "would-publish"
+    INCONCLUSIVE = "inconclusive"  # its canary was: it is not the current one, and not failed
     FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An error as a value.  ``bad_input``: it is the user's to mend (exit code 2)."""
+    """An error as a value.
+
+    ``bad_input``: it is the user's to mend (exit code 2).  ``inconclusive``: nothing is known to be wrong, only not all
+    was done (exit code 3).
+    """
 
     message: str
     hint: str | None
     bad_input: bool
+    inconclusive: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class PublishOptions:
     site, the public one included.  ``force``: publish this very build also where another of its recipe stands.
     ``upload_deadline``: seconds that an upload to a site may take, with all that is tried again.  ``locks``: the folder
     of this machine's locks (None: in the user's cache).  ``scratch``: where parts of a disk are converted (None: the
-    system's folder for that).
+    system's folder for that).  ``canary``: how candidates are tried before they become current; None: they are not.
     """
 
     visibility: tuple[Visibility, ...] = (Visibility.PUBLIC, Visibility.COMMUNITY, Visibility.PRIVATE)
@@ -44,11 +51,15 @@ class PublishOptions:
     upload_deadline: float = 7200.0
     locks: Path | None = None
     scratch: Path | None = None
+    canary: CanaryOptions | None = None
 
 
 @dataclass(frozen=True)
 class SitePublication:
-    """What came of it at one site.  ``uploaded`` in bytes; ``plan``: the steps done (or, on a dry run, to do)."""
+    """What came of it at one site.
+
+    ``uploaded`` in bytes; ``plan``: the steps done (or, on a dry run, to do); ``canary``: absent where none was asked.
+    """
 
     site: str
     outcome: Outcome
@@ -60,6 +71,7 @@ class SitePublication:
     plan: tuple[str, ...]
     warnings: tuple[str, ...]
     problem: Problem | None
+    canary: CanaryResult | None = None
 
 
 @dataclass(frozen=True)
@@ -82,11 +94,11 @@ class SiteInventory:
 
 
 def exit_code(*results: PublishReport | SiteInventory) -> int:
-    """0 all sites are done; 3 some failed; of all failed: 2 for wrong input at each, else 1."""
+    """0 all sites are done; 3 some failed, or a canary was inconclusive; of all failed: 2 for wrong input, else 1."""
     rows = [row for result in results for row in (result.sites if isinstance(result, PublishReport) else (result,))]
     problems = [row.problem for row in rows if row.problem is not None]
     if not problems:
         return 0
-    if len(problems) < len(rows):
+    if len(problems) < len(rows) or any(problem.inconclusive for problem in problems):
         return 3
     return 2 if all(problem.bad_input for problem in problems) else 1

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from chameleon_sites.cloud import SiteUnreachable
 from chameleon_sites.sites import Site, Upload
 from groundwork import console, files
 from groundwork.errors import SageError
-from image_builder import catalog, site_rotation, site_work, upload
+from image_builder import catalog, rootfs, site_rotation, site_work, upload
 from image_builder.catalog import Visibility
 from image_builder.manifest import Manifest
 from image_builder.publication import Outcome, PublishOptions, PublishReport, SiteInventory, SitePublication
@@ -67,7 +68,13 @@ def publish(
         for site, payload in ((site, payloads[site.name]) for site in sites)
     ]
     title = "dry run of publishing" if options.dry_run else "publish"
-    with console.stage(f"{title} {manifest.image_name} at {files.join_names([site.name for site in sites])}") as stage:
+    with ExitStack() as stack:
+        if options.canary is not None and not options.dry_run:
+            shared = stack.enter_context(rootfs.workspace(options.canary.cache))
+            for work in works:
+                work.shared = shared
+        where = files.join_names([site.name for site in sites])
+        stage = stack.enter_context(console.stage(f"{title} {manifest.image_name} at {where}"))
         threads = [
             threading.Thread(target=site_work.run, args=(work,), name=f"publish {work.site.name}", daemon=True)
             for work in works
@@ -87,8 +94,8 @@ def publish(
             for fed in feeds.values():
                 fed.close()
         results = tuple(work.result for work in works if work.result is not None)
-        failed = sum(result.outcome is Outcome.FAILED for result in results)
-        stage.note = f"{failed} of {len(results)} sites failed" if failed else ""
+        failed = sum(result.problem is not None for result in results)
+        stage.note = f"{failed} of {len(results)} sites are not done" if failed else ""
     return PublishReport(manifest.image_name, manifest.build_id, manifest.recipe_digest, results)
 
 
@@ -157,7 +164,7 @@ def _clean_up(works: Sequence[Work], threads: Sequence[threading.Thread]) -> Non
     for work, thread in zip(works, threads, strict=True):
         while thread.is_alive() and time.monotonic() < deadline:
             with work.lock:
-                idle = work.staging is None and not work.swapping
+                idle = work.staging is None and not work.swapping and not work.trying
             if idle:
                 break  # stuck in a question that changes nothing; it ends with the program
             thread.join(0.05)

@@ -137,7 +137,7 @@ def failures(report: RunReport) -> tuple[Failure, ...]:
 def exit_code(
     images: Sequence[ImageReport], publications: Sequence[PublishReport], problem: Problem | None = None
 ) -> int:
-    """0 all is done; 3 some failed; of all failed: 2 if each for wrong input, else 1.
+    """0 all is done; 3 some failed, or a canary was inconclusive; of all failed: 2 if each for wrong input, else 1.
 
     What counts is each site of an image that was published, and each image that was not and that the run came to.
     """
@@ -151,7 +151,7 @@ def exit_code(
     problems = [found for found in rows if found is not None]
     if not problems:
         return 0
-    if len(problems) < len(rows):
+    if len(problems) < len(rows) or any(found.inconclusive for found in problems):
         return 3
     return 2 if all(found.bad_input for found in problems) else 1
 

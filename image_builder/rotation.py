@@ -16,6 +16,7 @@ no listed holder, a hidden one       died before: show it again (or, when it is 
 two listed holders                   two publishers at once, or a hand: back-date the one promoted before
 staging or candidate, none holds it  died during the upload: delete, once its publisher is surely dead
 retired                              died before the deletion: delete, or show again what is in use by now
+failed                               its canary said so: the newest two are kept
 ===================================  ==================================================================
 """
 
@@ -28,6 +29,7 @@ from datetime import datetime, timedelta, timezone
 from groundwork.errors import SageError
 from image_builder.catalog import TAG, Change, ImageState, SiteImage
 
+KEEP_FAILED = 2  # images whose canary failed, kept for a look at them
 LEFTOVER_AGE = timedelta(hours=6)  # a staging image older than this is left over, where its publisher is unknown
 CLOCK_TOLERANCE = timedelta(minutes=5)  # how far clocks may differ before ages are not believed
 
@@ -215,6 +217,7 @@ def plan(
     doubt = _doubt_of_clock(ours, now, site_time)
     spared = {image.id: why for image in ours if (why := _why_spared(image, current, in_use or {}))}
     previous = [image for image in holders if image != current]
+    failed: list[SiteImage] = []
     for image in ours:
         if image in holders or image == current:
             continue
@@ -239,6 +242,8 @@ def plan(
                 notes.append(f"{image.name} ({image.id}) is paused; left alone")
             else:
                 notes.append(f"{image.name} ({image.id}) is being uploaded by {image.publisher or 'another run'}")
+        elif image.state == ImageState.FAILED:
+            failed.append(image)
         else:
             notes.append(f"{image.name} ({image.id}) has the unknown state {image.state!r}; left alone")
     if current is None and previous:
@@ -247,6 +252,7 @@ def plan(
         notes.append(f"{doubt}; nothing is deleted")
     elif keep is not None and current is not None and current.status in _SETTLED:
         steps += _retention(previous, keep, now - keep_younger, spared, notes)
+        steps += _old_failures(failed, spared)
     return Plan(tuple(steps), tuple(notes))
 
 
@@ -288,6 +294,11 @@ def execute(
 def dated_name(image_name: str, built_at: str) -> str:
     """``Sage-Ubuntu24.04-20261120T031500Z``.  Raises ValueError where ``built_at`` is no time."""
     return f"{image_name}-{_time(built_at):%Y%m%dT%H%M%SZ}"
+
+
+def failed_name(image_name: str, at: datetime) -> str:
+    """``Sage-Ubuntu24.04-failed-20261120T041500Z``: the name of a candidate whose canary failed, and when."""
+    return f"{image_name}-failed-{at.astimezone(timezone.utc):%Y%m%dT%H%M%SZ}"
 
 
 def timestamp(moment: datetime) -> str:
@@ -405,6 +416,14 @@ def _retention(
 def _away(image: SiteImage, reason: str) -> list[Step]:
     retired = image.hidden and image.state == ImageState.RETIRED
     return [*([] if retired else [Retire(image.id, image.name, reason)]), Delete(image.id, image.name, reason)]
+
+
+def _old_failures(failed: Sequence[SiteImage], spared: Mapping[str, str]) -> list[Delete]:
+    """Those whose canary failed, beyond the newest."""
+    newest_first = sorted(failed, key=lambda image: (image.failed_at, image.created_at), reverse=True)
+    doomed = [image for image in newest_first[KEEP_FAILED:] if image.id not in spared]
+    reason = f"its canary failed, and so did those of the newest {KEEP_FAILED}"
+    return [Delete(image.id, image.name, reason) for image in reversed(doomed)]
 
 
 def _time(text: str) -> datetime:

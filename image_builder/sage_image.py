@@ -8,12 +8,13 @@ from typing import Any, NoReturn
 
 import groundwork
 from chameleon_sites import cloud
-from chameleon_sites.sites import load_sites
+from chameleon_sites.sites import load_sites, pick_sites
 from groundwork import console, files, process, products, settings
 from groundwork.errors import InputError
 from groundwork.program import run_program
 from groundwork.settings import Parser
 from image_builder import (
+    canary,
     cli,
     disk,
     inspection,
@@ -21,12 +22,15 @@ from image_builder import (
     manifest,
     nightly,
     papers,
+    pipeline,
+    qemu_canary,
     signing,
     variant,
     verify,
 )
 from image_builder import publish as publishing
 from image_builder import settings as table
+from image_builder.canary import Candidate, Verdict
 from image_builder.hardware import Firmware
 from image_builder.publication import exit_code
 from image_builder.rootfs import workspace
@@ -59,6 +63,7 @@ def _sage_image(words: Sequence[str]) -> int:
             _nightly,
         ),
         ("publish", "publish a finished build", table.PUBLISH, ("MANIFEST",), _publish),
+        ("canary", "try a candidate, told as JSON on standard input, by booting it", table.TRY, (), _canary),
         ("show", "what is in a finished build", table.SHOW, ("MANIFEST",), _show),
         ("diff", "what changed from one finished build to another", table.DIFF, ("A", "B"), _diff),
         ("sign", "sign a finished build, or sign it anew", table.SIGN, ("MANIFEST",), _sign),
@@ -170,10 +175,34 @@ def _publish(values: dict[str, Any], path: Path) -> int:
         )
     for file in made.files:
         disk.check_is_image(folder / file.name)
-    published = publishing.publish(made, folder, sites, cli.publish_options(values), connections=cli.connect(sites))
+    options = cli.publish_options(values)
+    if options.canary is not None and not values["canary_command"]:
+        qemu_canary.check_machine(Arch(made.arch))
+    published = publishing.publish(made, folder, sites, options, connections=cli.connect(sites))
     cli.tell_publication(published)
     console.result_json(products.to_data(published))
     return exit_code(published)
+
+
+def _canary(values: dict[str, Any]) -> int:
+    """What publishing starts for each candidate.  Its exit code is a canary's: what goes wrong here is inconclusive."""
+    try:
+        candidate = products.parse(Candidate, sys.stdin.buffer.read(), "standard input")
+        (site,) = pick_sites([candidate.site], values["sites_file"])
+        chosen = variant.load(candidate.variant, cli.variant_folders(values))
+        qemu_canary.check_machine(Arch(candidate.arch))
+        options = verify.Options(values["accel"], float(values["boot_timeout"]))
+        report = qemu_canary.run(candidate, site, chosen, values["cache_dir"], options)
+    except Exception as error:
+        problem = pipeline.problem_of(error)
+        console.complain(problem.message, hint=problem.hint)
+        console.result_json({"verdict": str(Verdict.INCONCLUSIVE), "reason": problem.message})
+        return canary.INCONCLUSIVE
+    console.result_json(products.to_data(report))
+    console.result(f"{report.verdict}: {report.reason}")
+    if report.checks is not None:
+        cli.tell_checks(report.checks)
+    return canary.PASS if report.verdict is Verdict.PASS else canary.FAIL
 
 
 def _show(values: dict[str, Any], path: Path) -> int:
@@ -223,3 +252,7 @@ def _sign(values: dict[str, Any], path: Path) -> int:
     console.result(f"signed by {signing.fingerprint(values['sign_key'])}: {folder}")
     console.result_json({"folder": str(folder), "key": signing.fingerprint(values["sign_key"])})
     return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from groundwork.errors import InputError
 from groundwork.settings import Setting, folder, manual, one_of, whole_number
+from image_builder import canary
 from image_builder.catalog import Visibility
 from image_builder.hardware import Firmware
 from image_builder.variant import Arch
@@ -91,7 +92,27 @@ UPLOAD_TIMEOUT = Setting(
     default=7200,
     metavar="SECONDS",
 )
-PUBLISHING = (VISIBILITY, KEEP, UPLOAD_TIMEOUT)
+CANARY = Setting(
+    "canary",
+    "try the image at each site, from the bytes that the site gives back, before it becomes the current one",
+    switch=True,
+)
+NO_CANARY = Setting("no-canary", "publish without a canary, whatever else is set", switch=True, only_flag=True)
+CANARY_COMMAND = Setting(
+    "canary-command",
+    "the command that tries a candidate: exit code 0 pass, 1 fail, 75 inconclusive",
+    canary.check_command,
+    shown="boots it by QEMU",
+    metavar="COMMAND",
+)
+CANARY_TIMEOUT = Setting(
+    "canary-timeout",
+    "seconds that a canary may take at a site, waiting for other sites' boots included",
+    whole_number(1, 10_800),
+    default=3600,
+    metavar="SECONDS",
+)
+PUBLISHING = (VISIBILITY, KEEP, UPLOAD_TIMEOUT, CANARY, NO_CANARY, CANARY_COMMAND, CANARY_TIMEOUT)
 
 SUMMARY = Setting(
     "summary",
@@ -197,7 +218,10 @@ NIGHTLY = (
 )
 SITES = (SITE, SITES_FILE)
 LIST = (*SITES, *COMMON)
-PUBLISH = (*SITES, *PUBLISHING, DRY_RUN, FORCE, CACHE_DIR, *COMMON)
+# How `sage-image canary` boots an image, also where publishing starts it.
+BOOTING = (VARIANTS_DIR, CACHE_DIR, ACCEL, BOOT_TIMEOUT)
+PUBLISH = (*SITES, *PUBLISHING, DRY_RUN, FORCE, *BOOTING, *COMMON)
+TRY = (SITES_FILE, *BOOTING, *COMMON)
 VERIFY = (
     Setting("variant", "whose checks to make, for an image without a manifest beside it", also=("-v",)),
     SIGNERS,

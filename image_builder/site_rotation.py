@@ -21,6 +21,7 @@ from chameleon_sites.sites import Site
 from groundwork import files
 from groundwork.errors import InputError, SageError
 from image_builder import catalog, publisher, rotation
+from image_builder.canary import CanaryInconclusive
 from image_builder.catalog import Change, ImageState, SiteImage, Stopped
 from image_builder.publication import Problem, PublishOptions
 
@@ -262,7 +263,9 @@ def may_be_promoted(image: SiteImage) -> bool:
     """Whether an image that stands can be used as it is: it was checked, and no other run is about to use it."""
     if image.state == ImageState.PREVIOUS:
         return True
-    return image.state == ImageState.CANDIDATE and publisher.lives(image.publisher) is False
+    if image.state != ImageState.CANDIDATE:
+        return False
+    return not image.publisher or publisher.lives(image.publisher) is False  # "": given up, for whoever comes next
 
 
 def drop_staging(run: SiteRun, connection: "Connection") -> None:
@@ -287,7 +290,7 @@ def drop_staging(run: SiteRun, connection: "Connection") -> None:
 
 def problem_of(site: Site, error: Exception) -> Problem:
     ours = error if isinstance(error, SageError) else cloud.explain(site.name, error)
-    return Problem(str(ours), ours.hint, isinstance(ours, InputError))
+    return Problem(str(ours), ours.hint, isinstance(ours, InputError), isinstance(ours, CanaryInconclusive))
 
 
 @contextlib.contextmanager

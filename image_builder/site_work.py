@@ -2,12 +2,13 @@
 """One site's part of publishing, in a thread of its own.
 
 Repair what an interrupted run left, pass over what is unchanged, upload under a private temporary name, compare
-Glance's digest with ours, set the visibility, swap, delete what is too old.
+Glance's digest with ours, let the canary try it, set the visibility, swap, delete what is too old.
 """
 
 import logging
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,8 @@ from chameleon_sites.cloud import SiteError, SiteUnreachable
 from chameleon_sites.sites import Site, Upload
 from groundwork import files
 from groundwork.errors import InputError, SageError
-from image_builder import catalog, publisher, site_rotation, upload
+from image_builder import catalog, publisher, site_canary, site_rotation, upload
+from image_builder.canary import CanaryFailed, CanaryResult
 from image_builder.catalog import Change, ImageState, SiteImage, Stopped, Visibility
 from image_builder.manifest import Manifest
 from image_builder.publication import Outcome, Problem, SitePublication
@@ -47,6 +49,9 @@ class Work(SiteRun):
     pace: Pace | None = None  # while it is uploaded
     uploaded: int = 0
     deadline: float = 0.0  # of all attempts to upload
+    shared: Path | None = None  # a folder of the canaries of all sites
+    trying: bool = False  # a canary runs, which must end before the program does
+    canary: CanaryResult | None = None
     result: SitePublication | None = None
 
     def progress(self) -> str:
@@ -63,7 +68,8 @@ def run(work: Work) -> None:
         work.result = _publish_at(work, site_rotation.connected(work.connection))
     except Exception as error:
         logger.debug("%s failed", work.site.name, exc_info=True)
-        work.result = _result(work, Outcome.FAILED, None, site_rotation.problem_of(work.site, error))
+        problem = site_rotation.problem_of(work.site, error)
+        work.result = _result(work, Outcome.INCONCLUSIVE if problem.inconclusive else Outcome.FAILED, None, problem)
 
 
 def _publish_at(work: Work, connection: "Connection") -> SitePublication:
@@ -91,12 +97,14 @@ def _publish_at(work: Work, connection: "Connection") -> SitePublication:
     if current is not None and _is_unchanged(current, work):
         current = _follow_visibility(work, connection, current)
         return _result(work, Outcome.UNCHANGED, current)
+    _check_not_failed(work, standing)
     image = next((image for image in standing if _is_at_hand(image, work)), None)
     if image is None:
         image = _stage(work, connection, work.payload)
     elif image.state == ImageState.CANDIDATE:
         image = _adopt(work, connection, image)
     try:
+        site_canary.try_image(work, connection, image)
         image = site_rotation.set_visibility(work, connection, image)
         work.go_on()
         site_rotation.swap(work, connection, image.id)
@@ -121,15 +129,29 @@ def _rehearse(work: Work, connection: "Connection", payload: Payload) -> SitePub
     if current is not None and _is_unchanged(current, work):
         work.done += [str(step) for step in repair.steps]
         return _result(work, Outcome.UNCHANGED, current)
+    _check_not_failed(work, standing)
     image = next((image for image in standing if _is_at_hand(image, work)), None)
     if image is None:
         image = _imagined(work, payload)
         standing.append(image)
         work.done.append(f"upload {payload} as {image.name}")
+    if work.options.canary is not None and not site_canary.has_passed(image):
+        work.done.append(f"try it by the canary: {work.options.canary}")
     work.done.append(f"set its visibility to {' or else '.join(work.options.visibility)}")
     plan = site_rotation.plan_for(work, standing, new=image.id, keep=work.options.keep)
     work.done += [str(step) for step in plan.steps]
     return _result(work, Outcome.WOULD_PUBLISH, None)
+
+
+def _check_not_failed(work: Work, standing: Sequence[SiteImage]) -> None:
+    """Raise where this very build has failed its canary here before; with ``force`` it is tried again."""
+    for image in standing:
+        if image.state == ImageState.FAILED and _is_this_build(image, work) and not work.options.force:
+            why = image.properties.get("sage_canary_reason", "")
+            raise CanaryFailed(
+                f"{work.site.name}: the canary of this build failed before ({image.name}, {image.id}): {why}",
+                hint="build it anew, or try this one again: --force",
+            )
 
 
 def _stage(work: Work, connection: "Connection", payload: Payload) -> SiteImage:
@@ -410,4 +432,5 @@ def _result(work: Work, outcome: Outcome, image: SiteImage | None, problem: Prob
         plan=tuple(work.done),
         warnings=tuple(work.warnings),
         problem=problem,
+        canary=work.canary,
     )

@@ -4,11 +4,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+from image_builder.canary import CanaryResult, Verdict
 from image_builder.catalog import Visibility
 from image_builder.publication import Outcome, Problem, PublishReport, SitePublication
 from image_builder.report import ImageReport, RunReport, SiteStanding, StandingImage, exit_code
 
 DOWN = Problem("CHI@TACC does not answer: connection refused", "try again later", False)
+UNDECIDED = Problem("the canary was inconclusive", "the next run tries it again", False, inconclusive=True)
 WRONG = Problem("there is no such thing", None, True)
 
 
@@ -116,6 +118,15 @@ def mixed(begun_at: str = "2026-11-21T03:15:00Z") -> RunReport:
         sites=(standing("CHI@UC", name), standing("CHI@TACC", problem=DOWN), standing("KVM@TACC", name)),
         begun_at=begun_at,
     )
+
+
+def tried() -> RunReport:
+    """A canary was inconclusive."""
+    result = CanaryResult(
+        "id", Verdict.INCONCLUSIVE, "no answer", 3.5, Path("/srv/cache/logs/canary/chi_uc-id/report.json")
+    )
+    row = replace(at_site("CHI@UC", "Sage-Ubuntu24.04", problem=UNDECIDED), outcome=Outcome.INCONCLUSIVE, canary=result)
+    return run(image(), publications=(replace(publication(), sites=(row,)),))
 
 
 def unchanged() -> RunReport:

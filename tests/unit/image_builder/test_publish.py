@@ -16,6 +16,7 @@ from image_builder.publication import Outcome, Problem, PublishReport, SiteInven
 
 WRONG = Problem("wrong", "mend it", True)
 DOWN = Problem("down", None, False)
+OPEN = Problem("inconclusive", None, False, inconclusive=True)
 
 
 def report(*problems: Problem | None) -> PublishReport:
@@ -76,6 +77,9 @@ def site(name: str) -> Site:
         ((WRONG, WRONG), 2),
         ((WRONG,), 2),
         ((DOWN,), 1),
+        ((OPEN,), 3),
+        ((OPEN, DOWN), 3),
+        ((OPEN, None), 3),
     ],
 )
 def test_exit_codes(problems: tuple[Problem | None, ...], code: int) -> None:

@@ -14,7 +14,7 @@ from image_builder import report as reporting
 from image_builder.publication import Problem
 from image_builder.report import RunReport, failures
 from tests.unit.image_builder import reports
-from tests.unit.image_builder.reports import DOWN, WRONG, image, publication, run
+from tests.unit.image_builder.reports import DOWN, UNDECIDED, WRONG, image, publication, run
 
 SCHEMA = json.loads((Path(reporting.__file__).with_name("report.schema.json")).read_text())
 
@@ -29,7 +29,9 @@ def strict(schema: Any) -> Any:
     return {**{key: strict(part) for key, part in schema.items()}, **closed}
 
 
-@pytest.mark.parametrize("made", [reports.good(), reports.mixed(), reports.unchanged(), run(problem=DOWN)])
+@pytest.mark.parametrize(
+    "made", [reports.good(), reports.mixed(), reports.unchanged(), reports.tried(), run(problem=DOWN)]
+)
 def test_reports_have_the_written_shape_and_can_be_read_back(made: RunReport, tmp_path: Path) -> None:
     data = json.loads(products.to_text(made))
     jsonschema.Draft202012Validator(strict(SCHEMA)).validate(data)
@@ -56,6 +58,7 @@ def test_the_written_shape_is_of_this_format() -> None:
         (run(image(), publications=(publication(WRONG, WRONG),)), 2),
         (run(image(), publications=(publication(None, DOWN),)), 3),
         (run(image(), image("other", problem=DOWN), publications=(publication(),)), 3),
+        (run(image(), publications=(publication(UNDECIDED, UNDECIDED),)), 3),
         (run(problem=DOWN), 1),
         (run(problem=WRONG), 2),
         (run(image(), problem=DOWN), 3),

@@ -273,6 +273,15 @@ def test_what_can_not_be_booted_or_has_an_unknown_state_never_gets_the_name() ->
             plan(NAME, [image(2, ImageState.CURRENT), new], new=new.id, now=NOW)
 
 
+def test_of_images_whose_canary_failed_the_newest_two_are_kept_and_none_is_promoted() -> None:
+    failed = [image(number, ImageState.FAILED, hidden=True, age=timedelta(days=10 - number)) for number in (4, 2, 1, 3)]
+    standing = [image(9, ImageState.CURRENT), *failed]
+    assert [step.id for step in plan(NAME, standing, keep=3, now=NOW).steps] == [image(1).id, image(2).id]
+    assert plan(NAME, standing, now=NOW) == Plan(())
+    with pytest.raises(NameConflict):
+        plan(NAME, standing, new=image(4).id, now=NOW)
+
+
 def test_protected_images_stay() -> None:
     standing = [image(3, ImageState.CURRENT), image(2), image(1, protected=True)]
     assert plan(NAME, standing, keep=1, now=NOW).steps == plan(NAME, standing[:2], keep=1, now=NOW).steps
