@@ -215,6 +215,55 @@ def test_publishing_goes_to_three_sites_and_then_has_nothing_to_do(
     assert json.loads(commands.run("sage-image", "list", *SITES, "--json", env=env).out) == json.loads(listed.out)
 
 
+def test_the_canary_boots_what_each_site_gives_back(built: Built, local_chameleon: State, tmp_path: Path) -> None:
+    """Two sites pass with one boot between them; the third fails, by a check that is kept on bare metal alone."""
+    cache = tmp_path / "cache"
+    # In a second project nothing of the name stands yet.
+    (tmp_path / "sites.yaml").write_text(
+        "CHI@UC: {cloud: chi_uc_2}\nCHI@TACC: {cloud: chi_tacc_2}\nKVM@TACC: {cloud: kvm_tacc_2}\n"
+    )
+    (tmp_path / "sage.yaml").write_text(
+        "description: fewer promises\nimage_name: x\nelements: [root-tree]\nchecks:\n"
+        "- {name: cc is here, run: 'test $(id -un) = cc'}\n"
+        "- {name: it is bare metal, run: 'test $SAGE_MACHINE = bare-metal'}\n"
+    )
+    words: list[str | Path] = ["publish", built.folder, *SITES, "--canary", "--json", "--visibility", "private"]
+    words += ["--sites-file", tmp_path / "sites.yaml", "--variants-dir", tmp_path, "--cache-dir", cache]
+    env = {"OS_CLIENT_CONFIG_FILE": str(local_chameleon.clouds_yaml)}
+    killed = commands.start("sage-image", *words, env=env)
+    for _ in process.poll_until(300):
+        if killed.poll() is not None or any(
+            line.startswith("qemu-system") for line in commands.processes_that_name(cache)
+        ):
+            break
+    assert killed.poll() is None, killed.communicate()[1]
+    killed.kill()
+    commands.finish(killed)
+    for _ in process.poll_until(10):  # the kernel ends what a killed program started
+        if not commands.processes_that_name(cache):
+            break
+    assert commands.processes_that_name(cache) == []
+    assert sum(path.stat().st_blocks << 9 for path in cache.rglob("*")) < 100 << 20, "what was read back is gone"
+
+    done = commands.run("sage-image", *words, env=env)
+    assert done.code == 3, done.err
+    rows = {row["site"]: row for row in json.loads(done.out)["sites"]}
+    assert [row["outcome"] for row in rows.values()] == ["published", "published", "failed"]
+    assert [row["canary"]["verdict"] for row in rows.values()] == ["pass", "pass", "fail"]
+    assert 0 in [row["uploaded"] for row in rows.values()], "the killed run's candidate was taken over"
+    said = {site: json.loads(Path(row["canary"]["report"]).read_text())["said"] for site, row in rows.items()}
+    assert {site: report["firmware"] for site, report in said.items()} == {
+        "CHI@UC": "uefi",
+        "CHI@TACC": "uefi",
+        "KVM@TACC": "bios",
+    }
+    assert sorted([said["CHI@UC"]["boot"], said["CHI@TACC"]["boot"]]) == ["own", "shared"]
+    assert "it is bare metal" in rows["KVM@TACC"]["problem"]["message"]
+    assert Path(rows["KVM@TACC"]["canary"]["report"]).with_name("console-bios.log").stat().st_size > 0
+    assert list((cache / "work").iterdir()) == []
+    assert commands.processes_that_name(cache) == []
+
+
 def test_checks_that_fail_are_shown_with_command_output_and_console(built: Built, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text(
         "description: promises too much\nimage_name: x\nelements: [root-tree]\nchecks:\n"
