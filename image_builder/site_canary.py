@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One site's canary: between the upload and the swap, and what becomes of a candidate that does not pass."""
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from groundwork.errors import InputError
@@ -30,6 +30,9 @@ def try_image(work: "Work", connection: "Connection", image: SiteImage) -> None:
         staging, work.staging, work.trying, work.word = work.staging, None, True, "canary"
     try:
         work.done.append(f"try {image.id} by the canary")
+        if image.until:  # another machine must not take it for abandoned in the meantime
+            until = datetime.now(timezone.utc) + timedelta(seconds=options.deadline) + rotation.CLOCK_TOLERANCE
+            catalog.change(connection, image.id, Change(properties={"sage_until": rotation.timestamp(until)}))
         work.canary = canary.run(_candidate(work, connection, image, options), options, work.stop)
         work.done[-1] += f": {work.canary.verdict}"
         if work.canary.verdict is Verdict.PASS:
