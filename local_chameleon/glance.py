@@ -41,6 +41,8 @@ def configure(
             "filesystem_store_datadir": folder / "images",
             "filesystem_store_chunk_size": _CHUNK,
         },
+        # Stock Glance downloads from the ports 80 and 443 alone; what it is to download here is on loopback.
+        "import_filtering_opts": {"allowed_ports": "[]"},
         "os_glance_staging_store": {"filesystem_store_datadir": folder / "staging"},
         "os_glance_tasks_store": {"filesystem_store_datadir": folder / "tasks"},
         "paste_deploy": {"flavor": "keystone", "config_file": environment / "etc/glance/glance-api-paste.ini"},

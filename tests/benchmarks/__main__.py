@@ -10,43 +10,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 
 from groundwork import console, files
 from image_builder import manifest
-from local_chameleon import cloud as local
-from local_chameleon.cloud import Config, State
+from local_chameleon.cloud import State
+from tests.benchmarks import uploads
+from tests.benchmarks.figures import SITES, Figure, local_sites, seconds
 from tests.integration import commands
-from tests.integration.conftest import free_ports
 
-SITES = ("CHI@UC", "CHI@TACC", "KVM@TACC")
 IMAGE = ("--variant", "sage", "--release", "bookworm")
 PROJECT = Path(__file__).parents[2]
+PERFORMANCE = PROJECT / "docs/performance.md"
 REPEATS = 5
-
-
-@dataclass(frozen=True)
-class Figure:
-    """``value`` is in ``unit``; ``limit`` is what the project promises; ``how`` says what was measured."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float
-    how: str
-
-    @property
-    def kept(self) -> bool:
-        return self.value <= self.limit
-
-
-def seconds(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -343,27 +321,39 @@ def report(figures: Sequence[Figure]) -> str:
         "| figure | measured | at most | how |",
         "|---|---|---|---|",
     ]
-    for figure in figures:
-        unit = " s" if figure.unit == "s" else ""
-        lines.append(f"| {figure.name} | {figure.value:.2f}{unit} | {figure.limit:g}{unit} | {figure.how} |")
+    lines += [_row(figure) for figure in figures]
     return "\n".join(lines) + "\n"
+
+
+def record(figures: Sequence[Figure]) -> str:
+    """``docs/performance.md`` with these figures' rows anew, and all else as it is."""
+    lines = PERFORMANCE.read_text().splitlines()
+    now = datetime.now(timezone.utc)
+    for figure in figures:
+        row = f"{_row(figure)[:-2]} ({now:%Y-%m-%d}, {os.cpu_count()} cores) |"
+        stands = [number for number, line in enumerate(lines) if line.startswith(f"| {figure.name} |")]
+        last = max(number for number, line in enumerate(lines) if line.startswith("| "))
+        lines[stands[0] if stands else last + 1 : stands[0] + 1 if stands else last + 1] = [row]
+    return "\n".join(lines) + "\n"
+
+
+def _row(figure: Figure) -> str:
+    unit = f" {figure.unit}" if figure.unit != "ratio" else ""
+    return f"| {figure.name} | {figure.value:.2f}{unit} | {figure.limit:g}{unit} | {figure.how} |"
 
 
 def at_sites(top: Path, folder: Path) -> list[Figure]:
     """What takes sites: three Glances on loopback."""
-    config = Config(state_dir=top / "chameleon", env_dir=local_environment(), port=free_ports())
-    try:
-        state = local.up(config)
-        os.environ["OS_CLIENT_CONFIG_FILE"] = str(state.clouds_yaml)
+    with local_sites(top) as state:
         return nothing_changed(folder, state) + publish(folder, state)
-    finally:
-        local.down(config, purge=True)
 
 
 def main() -> int:
     files.make_folder(PROJECT / "build")
-    # Those named are measured, and the cold build, which they build on; by default all.
-    chosen = set(sys.argv[1:]) or {"lines", "arm64", "cuda", "sites"}
+    # Those named are measured, and the cold build, which most build on; by default all.
+    chosen = set(sys.argv[1:]) or {"lines", "arm64", "cuda", "sites", "uploads"}
+    if chosen == {"uploads"}:
+        return tell(uploads.uploads(), record)
     with tempfile.TemporaryDirectory(dir=PROJECT / "build", prefix="bench.") as scratch:
         top = Path(scratch)
         figures, folder = cold_build(top)
@@ -375,23 +365,20 @@ def main() -> int:
             figures += shared_layers(top / "cuda")
         if "sites" in chosen:
             figures += at_sites(top, folder)
-    text = report(figures)
-    files.write_text(PROJECT / "docs/performance.md", text)
+    if "uploads" in chosen:
+        figures += uploads.uploads()
+    return tell(figures, report)
+
+
+def tell(figures: Sequence[Figure], write: Callable[[Sequence[Figure]], str]) -> int:
+    """Write the figures to ``docs/performance.md`` and print it; 1 where one is worse than promised."""
+    text = write(figures)
+    files.write_text(PERFORMANCE, text)
     console.result(text)
     missed = [figure.name for figure in figures if not figure.kept]
     if missed:
         console.complain(f"missed: {', '.join(missed)}")
     return 1 if missed else 0
-
-
-def local_environment() -> Path:
-    from argparse import Namespace
-
-    from groundwork.settings import resolve
-    from local_chameleon import settings
-
-    found: Path = resolve([settings.ENV_DIR], Namespace(), configuration={})["env_dir"]
-    return found
 
 
 if __name__ == "__main__":

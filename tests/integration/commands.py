@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running the project's commands as a user does, and looking for what they might leave behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,17 @@ def finish(process: "subprocess.Popen[str]", timeout: float = 1800) -> Ran:
 def run(name: str, *words: str | Path, env: Mapping[str, str] | None = None, timeout: float = 1800) -> Ran:
     """Run one of our commands to its end."""
     return finish(start(name, *words, env=env), timeout)
+
+
+def watch_memory(process: "subprocess.Popen[Any]") -> int:
+    """The most memory, in bytes, that a process had resident at once until it ended; it must not print much."""
+    most = 0
+    while process.poll() is None:
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            most = max(most, int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) << 10)
+        time.sleep(0.02)
+    return most
 
 
 def processes_that_name(path: Path) -> list[str]:
