@@ -24,12 +24,14 @@ demo: system-packages setup  ## build, verify, publish to three local sites, rot
 
 test: system-packages setup lint unit integration  ## what .ci/run runs: fast tests, then real builds, boots and services
 
-lint: setup  ## ruff, mypy, shellcheck, dib-lint
+lint: setup  ## ruff, mypy, shellcheck, dib-lint, zizmor, check-jsonschema
 	@$(STEP) "ruff" .venv/bin/ruff check .
 	@$(STEP) "ruff format" .venv/bin/ruff format --check --quiet .
 	@$(STEP) "mypy" .venv/bin/mypy
 	@$(STEP) "shellcheck" scripts/shellcheck
 	@$(STEP) "dib-lint" scripts/dib-lint
+	@$(STEP) "zizmor" .venv/bin/zizmor --offline --quiet .github/workflows
+	@$(STEP) "workflows' schema" .venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 unit: setup  ## tests without network and subprocesses
 	@$(STEP) "unit tests" $(PYTHON) -m pytest -q tests/unit
