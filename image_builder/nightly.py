@@ -30,6 +30,15 @@ logger = logging.getLogger(__name__)
 
 PROGRAM = Program("sage-image nightly", "image_builder.sage_image:main", table.NIGHTLY, ("nightly",))
 
+# The settings of create-image that are no night's.
+_EVERY_NIGHT: dict[str, Any] = {
+    "refresh": True,
+    "no_verify": False,
+    "canary": True,
+    "kvm": False,
+    "cuda_version": None,
+    "revision": None,
+}
 _NAMES = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
     "description": "a name or a list of names",
@@ -57,7 +66,7 @@ class UnderWay(SageError):
 
 def run(values: dict[str, Any]) -> int:
     """The whole night; ``values`` are the settings of the table NIGHTLY.  Returns the exit code."""
-    values = {**values, "refresh": True, "no_verify": False, "kvm": False, "cuda_version": None, "revision": None}
+    values = {**values, **_EVERY_NIGHT}
     orders = read_orders(values)
     values["publish"] = any(order.sites for order in orders)
     told = hooks.load(values["hooks"]) if values["hooks"] else ()

@@ -207,7 +207,9 @@ KEEP_BUILDS = Setting(
     default=3,
     metavar="N",
 )
-_NOT_NIGHTLY = ("variant", "release", "arch", "kvm", "cuda-version", "revision", "publish", "refresh", "no-verify")
+_NOT_NIGHTLY = (
+    *("variant", "release", "arch", "kvm", "cuda-version", "revision", "publish", "refresh", "no-verify", "canary"),
+)
 NIGHTLY = (
     *(setting for setting in CREATE_IMAGE if setting.name not in _NOT_NIGHTLY),
     STATE_DIR,

@@ -90,13 +90,14 @@ class House:
             folder,
         )
 
-    def write(self, cache: Path, *variants: str, more: str = "") -> None:
-        """The file of a night with these variants at three sites."""
+    def write(self, cache: Path, *variants: str, more: str = "", canary: str = "true") -> None:
+        """The file of a night with these variants at three sites.  ``canary``: the command in place of QEMU's boot."""
         self.config.write_text(
             f"images: [{{variant: [{', '.join(variants)}], release: bookworm, arch: amd64}}]\n"
             "site: [CHI@UC, CHI@TACC, KVM@TACC]\n"
             f"variants-dir: {self.top / 'variants'}\nelements-dir: {self.top / 'elements'}\n"
-            f"output-dir: {self.top / 'build'}\ncache-dir: {cache}\nstate-dir: {self.state}\n{more}"
+            f"output-dir: {self.top / 'build'}\ncache-dir: {cache}\nstate-dir: {self.state}\n"
+            f"canary-command: '{canary}'\n{more}"
         )
 
 

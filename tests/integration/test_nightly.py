@@ -135,6 +135,24 @@ def test_a_site_that_is_down_is_told_everywhere_and_stops_no_other(
     assert {len(images) for images in ours(local_chameleon).values()} == {2}
 
 
+def test_what_the_canary_fails_is_not_promoted(house: House, local_chameleon: State, cache: Path) -> None:
+    house.write(cache, "one", canary="false")
+    done = night(house, local_chameleon)
+    assert done.code == 1, done.err
+    assert {image.name == image_name("one") for images in ours(local_chameleon).values() for image in images} == {False}
+    assert "canary" in page(house)
+
+
+def test_a_canary_that_comes_to_no_end_can_be_left_out(house: House, local_chameleon: State, cache: Path) -> None:
+    house.write(cache, "one", canary='sh -c "exit 75"')
+    assert night(house, local_chameleon).code == 3
+    assert "current" not in {image.state for images in ours(local_chameleon).values() for image in images}
+    unasked = night(house, local_chameleon, "--no-canary")
+    assert unasked.code == 0, unasked.err
+    current = [image for images in ours(local_chameleon).values() for image in images if image.state == "current"]
+    assert [image.name for image in current] == [image_name("one")] * 3
+
+
 def test_no_site_at_all_is_told_too(house: House, local_chameleon: State) -> None:
     document = yaml.safe_load(Path(local_chameleon.clouds_yaml).read_text())
     for entry in document["clouds"].values():

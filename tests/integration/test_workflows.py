@@ -2,7 +2,7 @@
 """The workflows pass real linters, and the nightly's scripts do what they are for, run here step by step.
 
 What is a stand-in: ``sudo`` (this is root already; it hands on no more of the environment than sudo would), GitHub's
-expressions, its actions, and a finished build of a small variant in place of a build of hours.
+expressions, its actions, a finished build of a small variant in place of a build of hours, and the canary's boot.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tests.integration import commands
 from tests.integration.nights import House, image_name
 
 PROJECT = Path(__file__).parents[2]
+SITES = ("CHI@UC", "CHI@TACC", "KVM@TACC")
 NIGHTLY = PROJECT / ".github/workflows/nightly.yml"
 # Like sudo: an environment of its own, but for what --preserve-env names.
 SUDO = """#!/bin/bash
@@ -39,7 +41,7 @@ if [[ "$1" == --preserve-env=* ]]; then
     done
     shift
 fi
-exec env -i PATH="$PATH" HOME=/root "${kept[@]}" "$@"
+exec env -i PATH="$PATH" HOME="$HOME/root" "${kept[@]}" "$@"
 """
 
 
@@ -122,6 +124,9 @@ def runner(tmp_path: Path, local_chameleon: State) -> Runner:
     for path in (program, sudo):
         path.chmod(0o755)
     (tmp_path / "temp").mkdir()
+    config = tmp_path / "root/.config/sage-chameleon/config.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("""canary-command: sh -c 'test -n "$SAGE_CANARY_SITE"'\n""")
     values = {
         "secrets.CLOUDS_YAML": Path(local_chameleon.clouds_yaml).read_text(),
         "vars.SITES || 'CHI@UC,CHI@TACC,KVM@TACC'": "CHI@UC,CHI@TACC,KVM@TACC",
@@ -135,20 +140,24 @@ def runner(tmp_path: Path, local_chameleon: State) -> Runner:
 
 
 @pytest.fixture
-def tiny(runner: Runner) -> House:
+def tiny(runner: Runner, local_chameleon: State) -> Iterator[House]:
     """The variant ``tiny`` in the clone, with a build of it where the workflow builds."""
     house = House(runner.clone)
     house.variant("tiny")
     house.build("tiny", runner.clone / "cache")
-    return house
+    yield house
+    os.environ["OS_CLIENT_CONFIG_FILE"] = str(local_chameleon.clouds_yaml)
+    for site in SITES:
+        connection = cloud.connect(load_sites()[site])
+        for image in catalog.list_ours(connection, image_name("tiny")):
+            catalog.delete(connection, image.id)
 
 
 def published(state: State) -> dict[str, list[str]]:
     os.environ["OS_CLIENT_CONFIG_FILE"] = str(state.clouds_yaml)
     name = image_name("tiny")
     return {
-        site: [image.name for image in catalog.list_ours(cloud.connect(load_sites()[site]), name)]
-        for site in ("CHI@UC", "CHI@TACC", "KVM@TACC")
+        site: [image.name for image in catalog.list_ours(cloud.connect(load_sites()[site]), name)] for site in SITES
     }
 
 
@@ -158,10 +167,12 @@ def test_the_publishing_step_publishes_to_all_sites_and_leaves_no_secret(
 ) -> None:
     done = runner.run("Build, boot, publish")
     assert done.returncode == 0, done.stderr
-    assert published(local_chameleon) == {site: [image_name("tiny")] for site in ("CHI@UC", "CHI@TACC", "KVM@TACC")}
+    assert published(local_chameleon) == {site: [image_name("tiny")] for site in SITES}
     assert list((runner.folder / "temp").iterdir()) == [], "clouds.yaml is gone"
     report = json.loads((runner.clone / "report.json").read_text())
-    assert [row["outcome"] for row in report["publications"][0]["sites"]] == ["published"] * 3
+    rows = report["publications"][0]["sites"]
+    assert [row["outcome"] for row in rows] == ["published"] * 3
+    assert [row["canary"]["verdict"] for row in rows] == ["pass"] * 3
     assert f"| {image_name('tiny')} |" in (runner.folder / "summary").read_text()
     secrets = re.findall(r"application_credential_secret: *(\S+)", runner.values["secrets.CLOUDS_YAML"])
     assert secrets

@@ -17,7 +17,7 @@ def read(folder: Path, text: str) -> list[Order]:
     (folder / "nightly.yaml").write_text(text)
     given = Namespace(config=str(folder / "nightly.yaml"))
     values = cli.read_values(settings.NIGHTLY, given, nightly.SCHEMA)
-    return nightly.read_orders({**values, "cuda_version": None, "revision": None})
+    return nightly.read_orders({**values, **nightly._EVERY_NIGHT})
 
 
 def made(orders: list[Order]) -> list[tuple[str, tuple[str, ...]]]:
@@ -92,6 +92,8 @@ def test_a_night_has_every_setting_of_create_image_that_it_does_not_set_itself()
     theirs = {setting.name for setting in settings.CREATE_IMAGE}
     ours = {setting.name for setting in settings.NIGHTLY}
     assert theirs - ours == set(settings._NOT_NIGHTLY)
+    assert "no-canary" in ours, "a night's canary can be left out"
+    assert nightly._EVERY_NIGHT["canary"]
 
 
 def test_old_builds_go_and_what_is_in_the_making_stays(tmp_path: Path) -> None:
