@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chameleon_sites.sites import DiskFormat, Site, SiteKind, load_sites
+from chameleon_sites.sites import DiskFormat, Site, SiteKind, Upload, load_sites
 from groundwork import console, products, settings
 from groundwork.errors import InputError, Interrupted, SageError
 from groundwork.settings import Setting
@@ -72,6 +72,7 @@ class _Image:
     order: Order
     recipe: Recipe
     build: Build | None = None
+    unchanged: PublishReport | None = None  # where every site has the image of a build that stands here too
     publication: PublishReport | None = None
     problem: Problem | None = None
     seconds: float = 0.0
@@ -190,11 +191,17 @@ def rehearse(orders: Sequence[Order], values: dict[str, Any]) -> int:
 
 
 def formats_for(sites: Sequence[Site], *, kvm: bool) -> list[DiskFormat]:
-    """Each format that a site named boots best; without sites, the best that bare metal or KVM sites boot."""
+    """Each format that a site named boots best; without sites, the best that bare metal or KVM sites boot.
+
+    Raw is no file of a build, but made on the way, unless the site downloads it.
+    """
     if kvm or not sites:
         kind = SiteKind.KVM if kvm else SiteKind.BAREMETAL
         sites = [*sites, next(site for site in load_sites().values() if site.kind is kind)]
-    return list(dict.fromkeys(site.formats[0] for site in sites))
+    best = [
+        site.formats[0] for site in sites if site.formats[0] is not DiskFormat.RAW or site.upload is Upload.WEB_DOWNLOAD
+    ]
+    return list(dict.fromkeys(best)) or [DiskFormat.QCOW2_ZSTD]
 
 
 def checking_of(values: dict[str, Any]) -> verify.Options | None:
@@ -266,20 +273,24 @@ def _produce(
 def _pass_over_standing(
     images: Sequence[_Image], values: dict[str, Any], places: Places, connections: dict[str, Any]
 ) -> None:
-    """What stands at every site need not be built, also on a machine that never built it."""
+    """What stands at every site need not be built, also on a machine that never built it, nor published again."""
     options = cli.publish_options(values)
-    for image in images:
-        if not image.is_open:
-            continue
+    looked = [image for image in images if image.is_open]
+    named = _all_sites([image.order for image in looked])
+    standing = {found.site: found for found in publishing.inventory(named, connections=connections)}
+    for image in looked:
         with image.part():
             made, sites = image.recipe, image.order.sites
             here = builder.find(made, places.output)
             formats = formats_for(sites, kvm=values["kvm"])
+            found = publishing.standing_report(sites, made.image_name, made.digest, options, standing)
+            if found is None:
+                continue
             if here is None or not builder.is_complete(here, made, formats, verified=True):
-                found = publishing.standing_report(sites, made.image_name, made.digest, options, connections)
-                if found is not None:
-                    image.publication = found
-                    cli.tell_publication(found)
+                image.publication = found
+                cli.tell_publication(found)
+            elif {row.visibility for row in found.sites} == {options.visibility[0]}:
+                image.unchanged = found
 
 
 def _build(
@@ -314,8 +325,11 @@ def _build(
 def _publish(image: _Image, values: dict[str, Any], connections: dict[str, Any]) -> None:
     assert image.build is not None
     made, folder = image.build.manifest, image.build.folder
-    options = cli.publish_options(values)
-    image.publication = publishing.publish(made, folder, image.order.sites, options, connections=connections)
+    if image.unchanged is not None and not image.build.fresh:
+        image.publication = replace(image.unchanged, build_id=made.build_id)
+    else:
+        options = cli.publish_options(values)
+        image.publication = publishing.publish(made, folder, image.order.sites, options, connections=connections)
     cli.tell_publication(image.publication)
 
 

@@ -104,19 +104,21 @@ def standing_report(
     image_name: str,
     recipe_digest: str,
     options: PublishOptions,
-    connections: "Mapping[str, Connection | SageError]",
+    standing: Mapping[str, SiteInventory],
 ) -> PublishReport | None:
     """A report that nothing was to be done, if each site has an image of this recipe under the public name.
 
-    Otherwise None: there is something to build, to publish, to repair or to delete, or a site could not be asked.
+    ``standing``: our images at all ``sites``, by the site's name, so that a site is asked once for all images of a
+    run.  None: there is something to build, to publish, to repair or to delete, or a site could not be asked.
     """
     results = []
-    for site, found in zip(sites, inventory(sites, image_name, connections=connections), strict=True):
-        current = site_rotation.current_of(found.images, image_name)
+    for site in sites:
+        images = [image for image in standing[site.name].images if image.image_name == image_name]
+        current = site_rotation.current_of(images, image_name)
         if current is None or not site_work.is_of_recipe(current, site, recipe_digest):
             return None
         try:
-            plan = site_rotation.plan_of(image_name, found.images, keep=options.keep)
+            plan = site_rotation.plan_of(image_name, images, keep=options.keep)
         except SageError:
             return None
         if plan.steps or current.visibility not in options.visibility:

@@ -2,17 +2,28 @@
 """Exit codes, who still lives, and which image is this build; publishing itself is in tests/integration."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from chameleon_sites.cloud import SiteUnreachable
-from chameleon_sites.sites import DiskFormat, Site, SiteKind
+from chameleon_sites.sites import DiskFormat, Site, SiteKind, Upload
 from groundwork import products
 from groundwork.errors import InputError, SageError
-from image_builder import publish, publisher
+from image_builder import pipeline, publish, publisher
+from image_builder.catalog import ImageState, Visibility
 from image_builder.manifest import ImageFile, Manifest
-from image_builder.publication import Outcome, Problem, PublishReport, SiteInventory, SitePublication, exit_code
+from image_builder.publication import (
+    Outcome,
+    Problem,
+    PublishOptions,
+    PublishReport,
+    SiteInventory,
+    SitePublication,
+    exit_code,
+)
+from tests.unit.image_builder.test_rotation import NAME, image
 
 WRONG = Problem("wrong", "mend it", True)
 DOWN = Problem("down", None, False)
@@ -116,6 +127,52 @@ def test_a_format_that_a_site_does_not_boot_is_wrong_input(tmp_path: Path) -> No
     assert problem.bad_input
     assert "qcow2-zlib" in problem.message
     assert "create-image --site a" in str(problem.hint)
+
+
+def standing(**differs: str) -> SiteInventory:
+    """What stands at a site: another image's name, and ours, of the recipe "digest"."""
+    also = {"sage_format": "raw", "sage_sha512": "00", "sage_recipe_digest": "digest", **differs}
+    ours = replace(image(1, ImageState.CURRENT, also=also), visibility="public", os_hash_value="00")
+    return SiteInventory("site", (image(2, ImageState.CURRENT, image_name="Sage-Other", name="Sage-Other"), ours), None)
+
+
+def test_what_stands_at_all_sites_is_told_from_one_look_at_each() -> None:
+    sites = [site("a"), site("b")]
+    looked = {"a": standing(), "b": standing()}
+    made = publish.standing_report(sites, NAME, "digest", PublishOptions(), looked)
+    assert made is not None
+    assert [(row.site, row.outcome, row.uploaded) for row in made.sites] == [
+        ("a", Outcome.UNCHANGED, 0),
+        ("b", Outcome.UNCHANGED, 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        standing(sage_recipe_digest="another"),
+        standing(sage_sha512="01"),
+        standing(sage_format="qcow2-zstd"),  # which the site does not boot
+        SiteInventory("b", (), DOWN),
+        SiteInventory("b", (), None),
+    ],
+)
+def test_where_one_site_lacks_it_there_is_something_to_do(other: SiteInventory) -> None:
+    looked = {"a": standing(), "b": other}
+    assert publish.standing_report([site("a"), site("b")], NAME, "digest", PublishOptions(), looked) is None
+
+
+def test_an_image_that_others_are_not_to_see_any_more_is_something_to_do() -> None:
+    options = PublishOptions(visibility=(Visibility.PRIVATE,))
+    assert publish.standing_report([site("a")], NAME, "digest", options, {"a": standing()}) is None
+
+
+def test_raw_is_made_on_the_way_and_not_built() -> None:
+    best_raw = Site("a", "https://x/v3", SiteKind.KVM, (DiskFormat.RAW, DiskFormat.QCOW2_ZLIB))
+    assert pipeline.formats_for([best_raw], kvm=False) == [DiskFormat.QCOW2_ZSTD]
+    assert pipeline.formats_for([best_raw, site("b")], kvm=False) == [DiskFormat.QCOW2_ZLIB]
+    downloads = replace(best_raw, upload=Upload.WEB_DOWNLOAD)
+    assert pipeline.formats_for([downloads], kvm=False) == [DiskFormat.RAW]
 
 
 def test_a_publisher_is_known_to_live_only_where_that_can_be_judged() -> None:
