@@ -100,6 +100,13 @@ def result_json(document: Any) -> None:
         sys.stdout.flush()
 
 
+def difference(lines: Sequence[str]) -> None:
+    """Lines of a diff on standard output, coloured on a terminal; silent when the result is JSON."""
+    for line in lines:
+        if not _json:
+            _out.print(line, style={"-": "red", "+": "green"}.get(line[:1]), markup=False)
+
+
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
     """A table on standard output; silent when the result is JSON.  Not cut to a width where there is no terminal."""
     if _json and _copy is None:

@@ -11,6 +11,7 @@ import email.utils
 import json
 import logging
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TAG = "sage-image"
-PREFIX = "sage_"
+_PREFIXES = ("sage_", "build-", "chameleon-supported")  # of the properties that are read
 _PAGE = 100  # images a listing's page
 _MOST_PAGES = 1000
 _TRIES = 3  # requests for one answer, where the site is busy or fails
@@ -101,7 +102,8 @@ class Stopped(SageError):
 class SiteImage:
     """An image as it stands at a site.  ``size`` in bytes; ``created_at`` and ``updated_at`` UTC, RFC 3339.
 
-    ``properties`` holds those named ``sage_...``.
+    ``properties`` holds those named ``sage_...`` and those by which Chameleon marks images (``build-...``,
+    ``chameleon-supported``).
     """
 
     id: str
@@ -178,6 +180,7 @@ class Change:
     name: str | None = None
     hidden: bool | None = None
     visibility: str | None = None
+    tags: tuple[str, ...] | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -219,6 +222,60 @@ def site_time(connection: "Connection") -> datetime | None:
     with contextlib.suppress(TypeError, ValueError):
         return email.utils.parsedate_to_datetime(told).astimezone(timezone.utc)
     return None
+
+
+def find(connection: "Connection", word: str) -> tuple[SiteImage, ...]:
+    """All images of this project with this id or name, listed and hidden ones, whoever made them; and, by its id, one
+    of another project's."""
+    try:
+        return (get(connection, str(uuid.UUID(word))),)
+    except (ValueError, Gone):
+        pass
+    query = {"owner": str(connection.current_project_id), "name": word, "limit": str(_PAGE)}
+    found = {
+        image.id: image for hidden in ("false", "true") for image in _pages(connection, {**query, "os_hidden": hidden})
+    }
+    return tuple(image for image in found.values() if image.name == word)
+
+
+def is_paused(connection: "Connection") -> bool:
+    """Whether this project paused the whole site: one of its images of ours tells so."""
+    owner = str(connection.current_project_id)
+    query = {"owner": owner, "tag": TAG, "sage_site_paused": "yes", "limit": "1"}
+    return any(image.owner == owner and image.paused for image in _pages(connection, query))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A project with which an image is shared.  ``status``: ``pending``, ``accepted`` or ``rejected``."""
+
+    project: str
+    status: str
+
+
+def members(connection: "Connection", image_id: str) -> tuple[Member, ...]:
+    """The projects with which an image is shared."""
+    rows = _call(connection, "GET", f"/images/{image_id}/members").get("members")
+    try:
+        return tuple(Member(_text(row["member_id"]), _text(row["status"])) for row in rows)  # type: ignore[union-attr]
+    except (KeyError, TypeError, ValueError):
+        raise BadListing(f"{_site(connection)}: the answer is no list of an image's members") from None
+
+
+def add_member(connection: "Connection", image_id: str, project: str) -> None:
+    """Share an image, whose visibility is ``shared``, with a project; no error where it is shared already."""
+    try:
+        _call(connection, "POST", f"/images/{image_id}/members", json={"member": project})
+    except _Conflict:
+        logger.debug("%s is a member of %s already", project, image_id)
+
+
+def remove_member(connection: "Connection", image_id: str, project: str) -> None:
+    """Share an image with a project no more; no error where it was not shared."""
+    try:
+        _call(connection, "DELETE", f"/images/{image_id}/members/{project}")
+    except Gone:
+        logger.debug("%s is no member of %s", project, image_id)
 
 
 def get(connection: "Connection", image_id: str) -> SiteImage:
@@ -332,6 +389,8 @@ def change(connection: "Connection", image_id: str, wanted: Change) -> SiteImage
         if value is not None:
             values[path] = value
     operations = [{"op": "add", "path": path, "value": value} for path, value in values.items()]
+    if wanted.tags is not None:
+        operations.append({"op": "replace", "path": "/tags", "value": list(wanted.tags)})
     return _image(connection, _call(connection, "PATCH", f"/images/{image_id}", json=operations, headers=_PATCH))
 
 
@@ -382,7 +441,7 @@ def _image(connection: "Connection", row: Any) -> SiteImage:
             os_hash_algo=row.get("os_hash_algo"),
             os_hash_value=row.get("os_hash_value"),
             tags=tuple(row.get("tags") or ()),
-            properties={key: str(value) for key, value in row.items() if key.startswith(PREFIX)},
+            properties={key: str(value) for key, value in row.items() if key.startswith(_PREFIXES)},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadListing(f"{_site(connection)}: an image lacks {error}") from None

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from groundwork.compat import StrEnum
 from image_builder.canary import CanaryOptions, CanaryResult
-from image_builder.catalog import SiteImage, Visibility
+from image_builder.catalog import Member, SiteImage, Visibility
+from image_builder.drift import Mark
 
 
 class Outcome(StrEnum):
@@ -16,6 +17,7 @@ class Outcome(StrEnum):
     UNCHANGED = "unchanged"
     WOULD_PUBLISH = "would-publish"
     INCONCLUSIVE = "inconclusive"  # its canary was: it is not the current one, and not failed
+    HELD = "held"  # the site or its image is paused, or a rollback withdrew this recipe there: as somebody asked
     FAILED = "failed"
 
 
@@ -86,16 +88,57 @@ class PublishReport:
 
 @dataclass(frozen=True)
 class SiteInventory:
-    """Our images at one site, the public ones first, then the newest; or why they can't be told."""
+    """Our images at one site, the public ones first, then the newest; or why they can't be told.
+
+    ``drift``: what is not as it should be, where that was asked.
+    """
 
     site: str
     images: tuple[SiteImage, ...]
     problem: Problem | None
+    drift: tuple[Mark, ...] = ()
 
 
-def exit_code(*results: PublishReport | SiteInventory) -> int:
+class UpkeepOutcome(StrEnum):
+    """What came of a command of upkeep at one site."""
+
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    WOULD_CHANGE = "would-change"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class SiteUpkeep:
+    """What came of it at one site.
+
+    ``steps``: what was done (or, on a dry run, is to be done).  ``difference``: the images that change, as the lines
+    of a diff.  ``members``: for ``share``, image id and projects that see it.  ``seconds`` from the connection on.
+    """
+
+    site: str
+    outcome: UpkeepOutcome
+    steps: tuple[str, ...]
+    difference: tuple[str, ...]
+    members: tuple[Member, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+    problem: Problem | None
+
+
+@dataclass(frozen=True)
+class UpkeepReport:
+    """What came of a command of upkeep at all sites, in the order in which they were named."""
+
+    command: str
+    sites: tuple[SiteUpkeep, ...]
+
+
+def exit_code(*results: PublishReport | UpkeepReport | SiteInventory) -> int:
     """0 all sites are done; 3 some failed, or a canary was inconclusive; of all failed: 2 for wrong input, else 1."""
-    rows = [row for result in results for row in (result.sites if isinstance(result, PublishReport) else (result,))]
+    rows: list[SitePublication | SiteUpkeep | SiteInventory] = []
+    for result in results:
+        rows += [result] if isinstance(result, SiteInventory) else result.sites
     problems = [row.problem for row in rows if row.problem is not None]
     if not problems:
         return 0

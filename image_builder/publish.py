@@ -4,26 +4,30 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from chameleon_sites import cloud
 from chameleon_sites.cloud import SiteUnreachable
 from chameleon_sites.sites import Site, Upload
 from groundwork import console, files
+from groundwork.console import Stage
 from groundwork.errors import SageError
 from image_builder import catalog, rootfs, site_rotation, site_work, upload
 from image_builder.catalog import Visibility
 from image_builder.manifest import Manifest
 from image_builder.publication import Outcome, PublishOptions, PublishReport, SiteInventory, SitePublication
+from image_builder.site_rotation import SiteRun
 from image_builder.site_work import Work
 
 if TYPE_CHECKING:
     from openstack.connection import Connection
 
 logger = logging.getLogger(__name__)
+
+Run = TypeVar("Run", bound=SiteRun)
 
 _DEFAULTS = PublishOptions()
 _PATIENCE = 15.0  # seconds for the sites' threads to clean up after an interruption, before it is done for them
@@ -75,21 +79,8 @@ def publish(
                 work.shared = shared
         where = files.join_names([site.name for site in sites])
         stage = stack.enter_context(console.stage(f"{title} {manifest.image_name} at {where}"))
-        threads = [
-            threading.Thread(target=site_work.run, args=(work,), name=f"publish {work.site.name}", daemon=True)
-            for work in works
-        ]
         try:
-            for thread in threads:
-                thread.start()
-            while any(thread.is_alive() for thread in threads):
-                for thread in threads:
-                    thread.join(0.05)  # short, so that signals arrive
-                stage.detail(", ".join(work.progress() for work in works))
-        except BaseException:
-            stop.set()
-            _clean_up(works, threads)
-            raise
+            at_all_sites(works, site_work.run, stop, stage)
         finally:
             for fed in feeds.values():
                 fed.close()
@@ -99,6 +90,25 @@ def publish(
     return PublishReport(manifest.image_name, manifest.build_id, manifest.recipe_digest, results)
 
 
+def at_all_sites(runs: Sequence[Run], work: Callable[[Run], None], stop: threading.Event, stage: Stage) -> None:
+    """Do the work of each site in a thread of its own, and wait for all.
+
+    Raises only what interrupts the program; ``stop`` is set then, and what was begun is cleaned up or finished.
+    """
+    threads = [threading.Thread(target=work, args=(run,), name=f"publish {run.site.name}", daemon=True) for run in runs]
+    try:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            for thread in threads:
+                thread.join(0.05)  # short, so that signals arrive
+            stage.detail(", ".join(run.progress() for run in runs))
+    except BaseException:
+        stop.set()
+        _clean_up(runs, threads)
+        raise
+
+
 def standing_report(
     sites: Sequence[Site],
     image_name: str,
@@ -106,7 +116,7 @@ def standing_report(
     options: PublishOptions,
     standing: Mapping[str, SiteInventory],
 ) -> PublishReport | None:
-    """A report that nothing was to be done, if each site has an image of this recipe under the public name.
+    """A report that nothing was to be done, if each site has an image of this recipe under the public name, or is held.
 
     ``standing``: our images at all ``sites``, by the site's name, so that a site is asked once for all images of a
     run.  None: there is something to build, to publish, to repair or to delete, or a site could not be asked.
@@ -115,17 +125,21 @@ def standing_report(
     for site in sites:
         images = [image for image in standing[site.name].images if image.image_name == image_name]
         current = site_rotation.current_of(images, image_name)
-        if current is None or not site_work.is_of_recipe(current, site, recipe_digest):
+        if current is None:
             return None
+        held = None
+        if not site_work.is_of_recipe(current, site, recipe_digest):
+            held = site_work.hold_of(images, image_name, recipe_digest)
+            if held is None:
+                return None
         try:
             plan = site_rotation.plan_of(image_name, images, keep=options.keep)
         except SageError:
             return None
-        if plan.steps or current.visibility not in options.visibility:
+        if plan.steps or (current.visibility not in options.visibility and held is None):
             return None
-        visibility = Visibility(current.visibility)
-        unchanged = (Outcome.UNCHANGED, current.id, image_name, visibility)
-        results.append(SitePublication(site.name, *unchanged, 0, 0.0, (), (), None))
+        what = (Outcome.HELD if held else Outcome.UNCHANGED, current.id, image_name, Visibility(current.visibility))
+        results.append(SitePublication(site.name, *what, 0, 0.0, (), (held,) if held else (), None))
     return PublishReport(image_name, "", recipe_digest, tuple(results))
 
 
@@ -160,22 +174,22 @@ def inventory(
     return tuple(found[site.name] for site in sites)
 
 
-def _clean_up(works: Sequence[Work], threads: Sequence[threading.Thread]) -> None:
+def _clean_up(runs: Sequence[SiteRun], threads: Sequence[threading.Thread]) -> None:
     """After an interruption: wait for the threads to delete what they began; do it for those that are stuck."""
     deadline = time.monotonic() + _PATIENCE
-    for work, thread in zip(works, threads, strict=True):
+    for run, thread in zip(runs, threads, strict=True):
         while thread.is_alive() and time.monotonic() < deadline:
-            with work.lock:
-                idle = work.staging is None and not work.swapping and not work.trying
+            with run.lock:
+                idle = run.staging is None and not run.swapping and not run.trying
             if idle:
                 break  # stuck in a question that changes nothing; it ends with the program
             thread.join(0.05)
-    for work in works:
-        with work.lock:
-            stuck = work.staging is not None and not work.swapping
-        if stuck and not isinstance(work.connection, SageError):
-            logger.warning("%s does not answer; deleting its temporary image anew", work.site.name)
-            site_rotation.drop_staging(work, work.connection)
+    for run in runs:
+        with run.lock:
+            stuck = run.staging is not None and not run.swapping
+        if stuck and not isinstance(run.connection, SageError):
+            logger.warning("%s does not answer; deleting its temporary image anew", run.site.name)
+            site_rotation.drop_staging(run, run.connection)
 
 
 def _not_connected(site: Site) -> SageError:

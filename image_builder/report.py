@@ -157,7 +157,7 @@ def exit_code(
 
 
 def changed_at_sites(publication: PublishReport) -> bool:
-    return any(row.outcome is not Outcome.UNCHANGED for row in publication.sites)
+    return any(row.outcome not in (Outcome.UNCHANGED, Outcome.HELD) for row in publication.sites)
 
 
 def standing(inventories: Sequence[SiteInventory]) -> tuple[SiteStanding, ...]:

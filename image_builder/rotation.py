@@ -34,7 +34,7 @@ LEFTOVER_AGE = timedelta(hours=6)  # a staging image older than this is left ove
 CLOCK_TOLERANCE = timedelta(minutes=5)  # how far clocks may differ before ages are not believed
 
 _SETTLED = ("active", "deactivated")  # Glance's statuses of an image that has its data
-_CHECKED = (ImageState.CANDIDATE, ImageState.CURRENT, ImageState.PREVIOUS, ImageState.RETIRED)
+CHECKED = (ImageState.CANDIDATE, ImageState.CURRENT, ImageState.PREVIOUS, ImageState.RETIRED)  # their data, that is
 
 
 class NameConflict(SageError):
@@ -128,7 +128,35 @@ class Delete:
         return f"delete {self.name} ({self.id}): {self.reason}"
 
 
-Step = Hide | Show | Promote | BackDate | Settle | Retire | Delete
+@dataclass(frozen=True)
+class Mark:
+    """Properties of ours get other values; its name and its place in lists stay.  ``why`` begins with a verb."""
+
+    id: str
+    name: str
+    properties: Mapping[str, str]
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.why} {self.name} ({self.id})"
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """An image that another program made becomes one of ours: tags, properties and, where it is another, its name."""
+
+    id: str
+    name: str
+    old_name: str
+    tags: tuple[str, ...]
+    properties: Mapping[str, str]
+
+    def __str__(self) -> str:
+        renamed = f" as {self.name}" if self.name != self.old_name else ""
+        return f"adopt {self.old_name} ({self.id}){renamed}"
+
+
+Step = Hide | Show | Promote | BackDate | Settle | Mark | Adopt | Retire | Delete
 
 
 @dataclass(frozen=True)
@@ -178,7 +206,7 @@ def plan(
     holders = [image for image in ours if image.name == image_name]
     _check_holders(image_name, holders)
     chosen = next((image for image in ours if image.id == new), None)
-    if new is not None and (chosen is None or chosen.status != "active" or chosen.state not in _CHECKED):
+    if new is not None and (chosen is None or chosen.status != "active" or chosen.state not in CHECKED):
         raise NameConflict(f"{new} can't get the name {image_name}: it does not stand there whole and checked")
 
     namer = _Namer(image_name, ours)
@@ -204,7 +232,7 @@ def plan(
     if chosen is not None and chosen != best:
         if best is not None and not best.hidden:
             steps.append(Hide(best.id, best.name))
-        steps.append(Promote(chosen.id, image_name, chosen.name, _after(ours, now)))
+        steps.append(Promote(chosen.id, image_name, chosen.name, after(ours, now)))
         if best is not None:
             steps.append(BackDate(best.id, namer.dated(best), best.name))
         current = chosen
@@ -221,7 +249,7 @@ def plan(
     for image in ours:
         if image in holders or image == current:
             continue
-        if image.state in (ImageState.PREVIOUS, ImageState.RETIRED) and not _has_dated_name(image):
+        if image.state in (ImageState.PREVIOUS, ImageState.RETIRED) and not has_dated_name(image):
             notes.append(f"{image.name} ({image.id}) has been renamed by hand; left alone")
         elif image.state == ImageState.PREVIOUS:
             previous.append(image)
@@ -271,6 +299,10 @@ def change_of(step: Step) -> Change | None:
         return Change(properties={"sage_state": str(step.state)})
     if isinstance(step, Retire):
         return Change(hidden=True, properties={"sage_state": str(ImageState.RETIRED)})
+    if isinstance(step, Mark):
+        return Change(properties=step.properties)
+    if isinstance(step, Adopt):
+        return Change(name=step.name, hidden=False, tags=step.tags, properties=step.properties)
     return None
 
 
@@ -293,7 +325,7 @@ def execute(
 
 def dated_name(image_name: str, built_at: str) -> str:
     """``Sage-Ubuntu24.04-20261120T031500Z``.  Raises ValueError where ``built_at`` is no time."""
-    return f"{image_name}-{_time(built_at):%Y%m%dT%H%M%SZ}"
+    return f"{image_name}-{parse_time(built_at):%Y%m%dT%H%M%SZ}"
 
 
 def failed_name(image_name: str, at: datetime) -> str:
@@ -329,13 +361,14 @@ def _is_ours(image: SiteImage) -> bool:
     return TAG in image.tags and bool(image.state)
 
 
-def _has_dated_name(image: SiteImage) -> bool:
+def has_dated_name(image: SiteImage) -> bool:
+    """Whether its name is its public name with a time behind it, as this program gives it."""
     return re.fullmatch(re.escape(image.image_name) + r"-\d{8}T\d{6}Z(-[0-9a-f]{8})?", image.name) is not None
 
 
 def _check_holders(image_name: str, holders: Sequence[SiteImage]) -> None:
     for image in holders:
-        if image.state not in _CHECKED:
+        if image.state not in CHECKED:
             raise NameConflict(
                 f"{image.id} has the name {image_name} and the state {image.state!r}, which should not be",
                 hint="a later version of this program, or a hand, made it so: rename the image or use that version",
@@ -347,11 +380,12 @@ def _rank(image: SiteImage) -> tuple[bool, str, str, str, str]:
     return (image.status in _SETTLED, image.promoted_at, image.built_at, image.created_at, image.id)
 
 
-def _after(ours: Sequence[SiteImage], now: datetime) -> str:
-    """The time of a promotion: later than any before at this site, whatever this machine's clock says."""
+def after(ours: Sequence[SiteImage], now: datetime) -> str:
+    """The time of a promotion or withdrawal: later than any before at this site, whatever this machine's clock says."""
     for image in ours:
-        with contextlib.suppress(ValueError):
-            now = max(now, _time(image.promoted_at) + timedelta(microseconds=1))
+        for text in (image.promoted_at, image.properties.get("sage_withdrawn_at", "")):
+            with contextlib.suppress(ValueError):
+                now = max(now, parse_time(text) + timedelta(microseconds=1))
     return timestamp(now)
 
 
@@ -362,7 +396,7 @@ def _doubt_of_clock(ours: Sequence[SiteImage], now: datetime, site_time: datetim
     for image in ours:
         for text in (image.promoted_at, image.built_at, image.created_at, image.updated_at):
             with contextlib.suppress(ValueError):
-                if _time(text) > now + CLOCK_TOLERANCE:
+                if parse_time(text) > now + CLOCK_TOLERANCE:
                     return f"by this machine's clock {image.name} ({image.id}) is of the future, of {text}"
     return None
 
@@ -385,8 +419,8 @@ def left_over(image: SiteImage, now: datetime, publishers: Mapping[str, bool]) -
         return None if alive else "its upload was killed"
     try:
         if image.until:
-            return f"its upload was to end by {image.until}" if now > _time(image.until) else None
-        age = now - _time(image.updated_at)
+            return f"its upload was to end by {image.until}" if now > parse_time(image.until) else None
+        age = now - parse_time(image.updated_at)
     except ValueError:
         return None
     return f"its upload ended {age.total_seconds() / 3600:.0f} h ago" if age > LEFTOVER_AGE else None
@@ -399,7 +433,7 @@ def _retention(
     ages: dict[str, datetime] = {}
     for image in previous:
         try:
-            ages[image.id] = _time(image.built_at)
+            ages[image.id] = parse_time(image.built_at)
         except ValueError:
             notes.append(f"{image.name} ({image.id}) does not tell when it was built; no old image is deleted")
             return []
@@ -426,6 +460,7 @@ def _old_failures(failed: Sequence[SiteImage], spared: Mapping[str, str]) -> lis
     return [Delete(image.id, image.name, reason) for image in reversed(doomed)]
 
 
-def _time(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
+    """A time as images' properties have it; UTC where it does not say.  Raises ValueError."""
     moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     return moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc)

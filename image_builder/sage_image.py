@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import groundwork
-from chameleon_sites import cloud
 from chameleon_sites.sites import load_sites, pick_sites
 from groundwork import console, files, process, products, settings
 from groundwork.errors import InputError
@@ -25,6 +24,7 @@ from image_builder import (
     pipeline,
     qemu_canary,
     signing,
+    upkeep_commands,
     variant,
     verify,
 )
@@ -47,7 +47,6 @@ def _sage_image(words: Sequence[str]) -> int:
     parser.add_argument("--version", action="version", version=f"sage-image {groundwork.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for name, text, rows, positionals, function in (
-        ("list", "what stands at each site, side by side", table.LIST, (), _list),
         (
             "verify",
             "check digests and signatures of an image file or a build, boot it and make its variant's checks",
@@ -73,36 +72,21 @@ def _sage_image(words: Sequence[str]) -> int:
         for position, word in enumerate(positionals):
             command.add_argument(f"path{position}", metavar=word, type=settings.folder)
         command.set_defaults(function=function, rows=rows)
+    for upkeep in upkeep_commands.COMMANDS:
+        command = commands.add_parser(
+            upkeep.name, help=upkeep.help, description=upkeep.help.capitalize() + ".", epilog=cli.EPILOG
+        )
+        settings.add_flags(command, upkeep.settings)
+        for position, word in enumerate(upkeep.words):
+            optional = word.startswith("[")
+            command.add_argument(
+                f"path{position}", metavar=word.strip("[]"), nargs="?" if optional else None, default=""
+            )
+        command.set_defaults(function=upkeep.function, rows=upkeep.settings)
     given = parser.parse_args(words)
     values = cli.read_values(given.rows, given, nightly.SCHEMA if given.function is _nightly else None)
     run: Callable[..., int] = given.function
     return run(values, *(path for name, path in sorted(vars(given).items()) if name.startswith("path")))
-
-
-def _list(values: dict[str, Any]) -> int:
-    sites = cli.named_sites(values) or cloud.with_entry(load_sites(values["sites_file"]).values())
-    if not sites:
-        raise InputError("clouds.yaml has no entry for any known site", hint="known sites: " + ", ".join(load_sites()))
-    inventories = publishing.inventory(sites)
-    console.result_json([products.to_data(inventory) for inventory in inventories])
-    # One row a build; what differs from site to site stands in the sites' columns.
-    cells: dict[tuple[str, str, str], dict[str, str]] = {}
-    for inventory in inventories:
-        for image in inventory.images:
-            size = console.mebibytes(image.size) if image.size is not None else "-"
-            words = [image.state or image.status, image.visibility, size, *(["hidden"] if image.hidden else [])]
-            key = (image.image_name, image.built_at, image.recipe_digest[:12])
-            cells.setdefault(key, {})[inventory.site] = ", ".join(words)
-    rows = [
-        [*key, *(by_site.get(inventory.site, "-") for inventory in inventories)]
-        for key, by_site in sorted(cells.items(), key=lambda item: (item[0][0], item[0][1]), reverse=True)
-    ]
-    if rows:
-        console.table(["name", "built", "recipe", *(inventory.site for inventory in inventories)], rows)
-    elif any(inventory.problem is None for inventory in inventories):
-        console.result("no images of ours")
-    cli.tell_problems({inventory.site: inventory.problem for inventory in inventories if inventory.problem})
-    return exit_code(*inventories)
 
 
 def _verify(values: dict[str, Any], path: Path) -> int:

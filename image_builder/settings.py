@@ -11,6 +11,7 @@ from groundwork.settings import Setting, folder, manual, one_of, whole_number
 from image_builder import canary
 from image_builder.catalog import Visibility
 from image_builder.hardware import Firmware
+from image_builder.upkeep import parse_date
 from image_builder.variant import Arch
 
 
@@ -224,6 +225,40 @@ LIST = (*SITES, *COMMON)
 BOOTING = (VARIANTS_DIR, CACHE_DIR, ACCEL, BOOT_TIMEOUT)
 PUBLISH = (*SITES, *PUBLISHING, DRY_RUN, FORCE, *BOOTING, *COMMON)
 TRY = (SITES_FILE, *BOOTING, *COMMON)
+UPKEEP = (*SITES, DRY_RUN, CACHE_DIR, *COMMON)
+PROMOTE = (*UPKEEP, VISIBILITY)
+ROLLBACK = (
+    *UPKEEP,
+    Setting(
+        "to",
+        "the newest build by this date or time (UTC), as 2026-11-20 or 20261120T031500Z, instead of the one before",
+        parse_date,
+        metavar="DATE",
+        only_flag=True,
+    ),
+)
+PRUNE = (
+    *UPKEEP,
+    KEEP,
+    Setting(
+        "older-than",
+        "delete only what was built more than so many days ago",
+        whole_number(0, 36500),
+        metavar="DAYS",
+        only_flag=True,
+    ),
+)
+ADOPT = (
+    *UPKEEP,
+    Setting("as", "the public name that it is a build of (default: its own name)", metavar="NAME", only_flag=True),
+)
+SHARE = (
+    *UPKEEP,
+    Setting("project", "share it with this project, by id; may be repeated", many=True, default=(), only_flag=True),
+    Setting(
+        "remove", "share it no more with this project, by id; may be repeated", many=True, default=(), only_flag=True
+    ),
+)
 VERIFY = (
     Setting("variant", "whose checks to make, for an image without a manifest beside it", also=("-v",)),
     SIGNERS,

@@ -49,10 +49,15 @@ class SiteRun:
     lock: threading.Lock = field(default_factory=threading.Lock)
     staging: str | None = None  # the id of an image that must not stay if the program ends now
     swapping: bool = False
+    trying: bool = False  # a canary runs, which must end before the program does
     done: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     word: str = "connecting"
     begin: float = field(default_factory=time.monotonic)
+
+    def progress(self) -> str:
+        """For people: ``CHI@UC swapping``."""
+        return f"{self.site.name} {self.word}"
 
     def go_on(self) -> None:
         """Raise Stopped when the program was told to end."""

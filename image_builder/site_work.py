@@ -50,7 +50,6 @@ class Work(SiteRun):
     uploaded: int = 0
     deadline: float = 0.0  # of all attempts to upload
     shared: Path | None = None  # a folder of the canaries of all sites
-    trying: bool = False  # a canary runs, which must end before the program does
     canary: CanaryResult | None = None
     result: SitePublication | None = None
 
@@ -97,6 +96,10 @@ def _publish_at(work: Work, connection: "Connection") -> SitePublication:
     if current is not None and _is_unchanged(current, work):
         current = _follow_visibility(work, connection, current)
         return _result(work, Outcome.UNCHANGED, current)
+    held = _why_held(work, connection, standing)
+    if held:
+        work.warn(held)
+        return _result(work, Outcome.HELD, current)
     _check_not_failed(work, standing)
     image = next((image for image in standing if _is_at_hand(image, work)), None)
     if image is None:
@@ -129,6 +132,10 @@ def _rehearse(work: Work, connection: "Connection", payload: Payload) -> SitePub
     if current is not None and _is_unchanged(current, work):
         work.done += [str(step) for step in repair.steps]
         return _result(work, Outcome.UNCHANGED, current)
+    held = _why_held(work, connection, standing)
+    if held:
+        work.warn(held)
+        return _result(work, Outcome.HELD, current)
     _check_not_failed(work, standing)
     image = next((image for image in standing if _is_at_hand(image, work)), None)
     if image is None:
@@ -346,6 +353,28 @@ def _is_unchanged(image: SiteImage, work: Work) -> bool:
     return _is_this_build(image, work) or (
         not work.options.force and is_of_recipe(image, work.site, work.manifest.recipe_digest)
     )
+
+
+def _why_held(work: Work, connection: "Connection", standing: Sequence[SiteImage]) -> str | None:
+    """Why nothing is to be published here, as somebody asked; None where it may be."""
+    site = work.site.name
+    if catalog.is_paused(connection):
+        return f"{site} is paused: it takes no new image until sage-image unpause {site}"
+    return hold_of(standing, work.manifest.image_name, "" if work.options.force else work.manifest.recipe_digest)
+
+
+def hold_of(standing: Sequence[SiteImage], image_name: str, recipe_digest: str) -> str | None:
+    """Why, by what stands at a site, this recipe is not to get the public name there; None where it may."""
+    for image in standing:
+        if image.paused and image.name == image_name:
+            return f"{image.name} ({image.id}) is paused: it keeps its name until sage-image unpause"
+    for image in standing:
+        if image.withdrawn and image.recipe_digest == recipe_digest:
+            return (
+                f"a rollback withdrew {image.name} ({image.id}), which is of this recipe; --force publishes it "
+                "again, sage-image promote gives it the name"
+            )
+    return None
 
 
 def _check_foreign(work: Work, connection: "Connection", current: SiteImage | None) -> None:

@@ -7,7 +7,7 @@ from groundwork.console import mebibytes
 from image_builder.publication import Outcome
 from image_builder.report import ImageReport, RunReport, failures
 
-_MARK = {Outcome.FAILED: "❌", Outcome.PUBLISHED: "✅", Outcome.UNCHANGED: "✅"}
+_MARK = {Outcome.FAILED: "❌", Outcome.PUBLISHED: "✅", Outcome.UNCHANGED: "✅", Outcome.HELD: "⏸️"}
 
 
 def headline(report: RunReport) -> str:

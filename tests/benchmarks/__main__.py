@@ -17,7 +17,7 @@ from statistics import median
 from groundwork import console, files
 from image_builder import manifest
 from local_chameleon.cloud import State
-from tests.benchmarks import uploads
+from tests.benchmarks import upkeep, uploads
 from tests.benchmarks.figures import SITES, Figure, local_sites, seconds
 from tests.integration import commands
 
@@ -25,6 +25,7 @@ IMAGE = ("--variant", "sage", "--release", "bookworm")
 PROJECT = Path(__file__).parents[2]
 PERFORMANCE = PROJECT / "docs/performance.md"
 REPEATS = 5
+_WITHOUT_BUILD = {"uploads": uploads.uploads, "rollback": upkeep.rollback}  # what needs no image to begin with
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -351,9 +352,9 @@ def at_sites(top: Path, folder: Path) -> list[Figure]:
 def main() -> int:
     files.make_folder(PROJECT / "build")
     # Those named are measured, and the cold build, which most build on; by default all.
-    chosen = set(sys.argv[1:]) or {"lines", "arm64", "cuda", "sites", "uploads"}
-    if chosen == {"uploads"}:
-        return tell(uploads.uploads(), record)
+    chosen = set(sys.argv[1:]) or {"lines", "arm64", "cuda", "sites", *_WITHOUT_BUILD}
+    if chosen <= set(_WITHOUT_BUILD):
+        return tell([figure for name in sorted(chosen) for figure in _WITHOUT_BUILD[name]()], record)
     with tempfile.TemporaryDirectory(dir=PROJECT / "build", prefix="bench.") as scratch:
         top = Path(scratch)
         figures, folder = cold_build(top)
@@ -365,8 +366,8 @@ def main() -> int:
             figures += shared_layers(top / "cuda")
         if "sites" in chosen:
             figures += at_sites(top, folder)
-    if "uploads" in chosen:
-        figures += uploads.uploads()
+    for name in sorted(chosen & set(_WITHOUT_BUILD)):
+        figures += _WITHOUT_BUILD[name]()
     return tell(figures, report)
 
 

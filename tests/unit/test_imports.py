@@ -17,6 +17,8 @@ MAY_KNOW = {
 }
 PURE = (
     "image_builder/comparison.py",
+    "image_builder/drift.py",
+    "image_builder/upkeep.py",
     "image_builder/report.py",
     "image_builder/rotation.py",
     "image_builder/recipe.py",
