@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chameleon_sites.sites import DiskFormat
-from groundwork import process, products
+from groundwork import files, process, products
 from groundwork.errors import SageError
 from image_builder import emulation
 from image_builder.inventory import INVENTORY
@@ -30,6 +30,7 @@ from image_builder.variant import Arch
 LAYER_FORMAT = 1
 # Where in a mount's layers a file came from: of no use to other mounts.  (What hides a folder below stays.)
 _MARKS_OF_A_MOUNT = {"user.overlay.origin", "user.overlay.impure"}
+_GONE = "  404  Not Found"  # apt, of a package that its indexes name
 _DEADLINE = 3 * 3600.0  # seconds for one layer; CUDA's packages take the longest
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
@@ -160,7 +161,14 @@ def build_layers(job: LayersJob) -> None:
                 mount("", root / "var/lib/apt/lists", bind=lists)
             else:
                 upper = root
-            _run_builder(layer, root, here / "tmp", job.log)
+            try:
+                _run_builder(layer, root, here / "tmp", job.log)
+            except process.ProcessError:
+                if _GONE in files.tail(job.log, 200):
+                    raise ArchiveMovedError(
+                        "the archive no longer has a package that was planned", hint="run this again with --refresh"
+                    ) from None
+                raise
             _check_packages(layer, root)
             if below:
                 unmount(root)  # diskimage-builder has unmounted all within

@@ -24,7 +24,7 @@ from image_builder import archive_errors, archive_keys, emulation, inside, layer
 from image_builder.disk import ROOT_LABEL
 from image_builder.manifest import Package
 from image_builder.recipe import PAYLOAD, Layer, Recipe
-from image_builder.wanted import link_elements
+from image_builder.wanted import link_elements, spare_update
 
 _FULL = "No space left on device"
 _DEADLINE = 12 * 3600.0  # seconds for all of a recipe's layers
@@ -220,6 +220,8 @@ def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path, native: Pa
     kept = files.make_folder(cache / (f"dib-{archive.keyring_digest[:12]}" if archive.keyring_digest else "dib"))
     elements = files.make_folder(work / "elements" / layer.digest)
     link_elements(recipe.element_folders, layer.done, elements)
+    if recipe.indexes:
+        spare_update(elements)
     programs = Path(__file__).with_name("programs")
     environment = {
         "ARCH": str(recipe.arch),

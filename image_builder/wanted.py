@@ -13,6 +13,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import sys
 import tempfile
 from collections import defaultdict
@@ -137,6 +138,14 @@ def link_elements(folders: Sequence[Path], done: Sequence[str], target: Path) ->
         for path in sorted(folder.iterdir()):
             if path.is_dir() and not (target / path.name).exists():
                 (target / path.name).symlink_to(path.resolve())
+
+
+def spare_update(target: Path) -> None:
+    """Have no layer fetch the archive's indexes anew: put into ``target`` an element dpkg that leaves it out.
+
+    A layer is built of the indexes that it was planned by, which are there before it begins.
+    """
+    shutil.copytree(_stock() / "dpkg", target / "dpkg", ignore=shutil.ignore_patterns("99-apt-get-update"))
 
 
 def _stock() -> Path:

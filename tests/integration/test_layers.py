@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from groundwork import process
-from image_builder import comparison, inventory, manifest
+from groundwork import files, process
+from groundwork.errors import SageError
+from image_builder import comparison, inside, inventory, manifest
+from image_builder.inside import ArchiveMovedError, LayerJob, LayersJob
 from tests.integration import commands
 from tests.integration.commands import Ran
 
@@ -231,3 +233,19 @@ def test_force_builds_all_layers_anew_and_ends_in_the_same_bits(by_root: Made) -
     (again,) = manifest.read(newest)[0].files
     assert "built debian-minimal," in done.err
     assert again.sha256 == first.sha256
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"), [("Err:1\n  404  Not Found [IP: 192.0.2.1 80]", ArchiveMovedError), ("no", SageError)]
+)
+def test_a_planned_package_that_the_archive_no_longer_has_is_told_as_such(
+    tmp_path: Path, said: str, kind: type[SageError]
+) -> None:
+    command = ("sh", "-c", f"printf '%s\\n' '{said}'; exit 100")
+    layer = LayerJob("docker", "0" * 64, tmp_path / "place", command, {}, {})
+    log, failure = tmp_path / "log", tmp_path / "failure"
+    job = LayersJob((), (layer,), None, files.make_folder(tmp_path / "work"), 0, None, 0, log, failure)
+    with pytest.raises(SageError) as caught:
+        inside.build_layers(job)
+    assert isinstance(caught.value, ArchiveMovedError) == (kind is ArchiveMovedError)
+    assert not layer.place.exists()

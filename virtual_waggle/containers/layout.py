@@ -6,6 +6,7 @@ https://github.com/opencontainers/image-spec/blob/main/image-layout.md.  Other t
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,9 +51,10 @@ class StoredImage:
 
 
 def write_layer(folder: Path, fill: Callable[[IO[bytes]], None]) -> StoredLayer:
-    """Compress what ``fill`` writes into a blob of the layout."""
+    """Compress what ``fill`` writes into a blob of the layout.  Several threads may do so at once."""
     blobs = files.make_folder(folder / "blobs/sha256")
-    with files.writing(blobs / "layer") as temporary:
+    made = blobs / f"layer-{threading.get_ident()}"
+    with files.writing(made) as temporary:
         with temporary.open("wb") as output:
             # as many threads as there are cores: their number does not change what comes out
             compressing = process.start(["zstd", "-q", "-T0", "-4", "-c"], stdin=-1, stdout=output)
@@ -66,7 +68,7 @@ def write_layer(folder: Path, fill: Callable[[IO[bytes]], None]) -> StoredLayer:
             finally:
                 process.stop(compressing)
         found = files.digest_file(temporary)
-    (blobs / "layer").rename(blobs / found.sha256)
+    made.rename(blobs / found.sha256)
     return StoredLayer(f"sha256:{found.sha256}", found.size, f"sha256:{counting.hash.hexdigest()}", counting.size)
 
 

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -74,16 +75,21 @@ def make(wanted: Definition, found: Sequence[Deb], tree: Path, store: Path, cach
         tar.project(tree)
         tar.close()
 
-    base = layer(wanted.base, base_debs, base=True)
-    lists: dict[str, list[Deb]] = {}
+    lists = {image.name: debs.closure((*wanted.base.packages, *image.layer.packages), found) for image in wanted.images}
     images: dict[str, tuple[list[StoredLayer], dict[str, Any]]] = {}
-    for image in wanted.images:
-        every = debs.closure((*wanted.base.packages, *image.layer.packages), found)
-        stack = [base, layer(image.layer, [deb for deb in every if deb not in base_debs], base=False)]
-        if image.project:
-            stack.append(layout.write_layer(store, project))
-        lists[image.name] = every
-        images[image.name] = (stack, _config(image, arch, epoch))
+    with ThreadPoolExecutor() as pool:  # most of the work is dpkg-deb's and zstd's
+        base = pool.submit(layer, wanted.base, base_debs, base=True)
+        tops = {}
+        for image in wanted.images:
+            own = [deb for deb in lists[image.name] if deb not in base_debs]
+            tops[image.name] = pool.submit(layer, image.layer, own, base=False)
+        for image in wanted.images:
+            stack = [base.result(), tops[image.name].result()]
+            if image.project:
+                stack.append(layout.write_layer(store, project))
+            images[image.name] = (stack, _config(image, arch, epoch))
+    for old in sorted(cache.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+        files.remove_tree(old)
     layout.write(store, images)
     _record(store, lists)
 
@@ -116,8 +122,6 @@ def _kept(cache: Path, key: str, store: Path, fill: Callable[[IO[bytes]], None])
     files.write_text(partial / "layer.json", json.dumps(asdict(made)))
     files.remove_tree(place)
     partial.rename(place)
-    for old in sorted(cache.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
-        files.remove_tree(old)
     return made
 
 
