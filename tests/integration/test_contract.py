@@ -59,11 +59,11 @@ def test_without_config_drive_and_metadata_service_the_serial_console_has_a_shel
             console = SerialConsole(socket)
             console.wait_for(r"login: cc \(automatic login\)", UP)
             console.wait_for(r"\$ $", 60)
-            status, said = console.ask("id -un; sudo id -u", 60)
-            assert (status, said.split()) == (0, ["cc", "0"])
-            status, said = console.ask("cloud-init status --wait", 240)
+            status, said = console.ask("cloud-init status --wait", 240)  # until then it writes to the console too
             assert status == 0
             assert "status: done" in said
+            status, said = console.ask("id -un; sudo id -u", 60)
+            assert (status, said.split()) == (0, ["cc", "0"])
             _, said = console.ask("jq -r .v1.datasource /run/cloud-init/result.json", 60)
             assert said.strip() == "DataSourceNone"
             # The network came by DHCP all the same, and nothing failed for want of a site.
@@ -186,6 +186,17 @@ BREAKAGES = [
         "sudo chmod 644 /opt/chameleon/provenance.json",
     ),
     ("chrony keeps", "sudo systemctl stop chrony", "sudo systemctl start chrony"),
+    (
+        "security upgrades",
+        "sudo systemctl disable --quiet apt-daily-upgrade.timer",
+        "sudo systemctl enable --quiet apt-daily-upgrade.timer",
+    ),
+    (
+        "security upgrades",
+        """echo 'APT::Periodic::Unattended-Upgrade "0";' | sudo tee /etc/apt/apt.conf.d/99-own""",
+        "sudo rm /etc/apt/apt.conf.d/99-own",
+    ),
+    ("snapd is not there", "sudo mkdir /snap", "sudo rmdir /snap"),
     ("nothing of the build", "sudo touch /etc/dib-manifests", "sudo rm /etc/dib-manifests"),
 ]
 
