@@ -102,6 +102,7 @@ def test_resolute_boots_with_an_initramfs_of_dracuts(archive: UbuntuArchive, ser
         proof("resolute", "26.04", archive.build_id)
         + """\
   - name: dracut made the initramfs, for any machine, and makes the next one so too
+    timeout: 300
     run: |
       initramfs=/boot/initrd.img-$(uname -r)
       sudo lsinitrd "$initramfs" > /tmp/listed
