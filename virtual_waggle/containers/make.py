@@ -36,7 +36,8 @@ def main(words: Sequence[str]) -> int:
     tree, resolved, cache = map(Path, words)
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or 0)
     # apt gave paths inside the tree
-    found = [debs.read(tree / path.lstrip("/")) for path in json.loads(resolved.read_bytes())]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda path: debs.read(tree / path.lstrip("/")), json.loads(resolved.read_bytes())))
     store = tree / STORE
     files.remove_tree(store)
     make(definition.load(), found, tree, files.make_folder(store), cache, epoch)
