@@ -47,6 +47,7 @@ def pkg_map(folder: Path, names: list[str], distro: str, release: str, capsys: p
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setenv("ARCH", "amd64")
     monkeypatch.setenv("DIB_UBUNTU_KERNEL", "linux-image-generic")
+    monkeypatch.setenv("SAGE_LAYER_ABOVE", "0")
     return monkeypatch
 
 
