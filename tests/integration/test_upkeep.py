@@ -3,6 +3,7 @@
 words, twice in a row, and with a site that is down."""
 
 import json
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from chameleon_sites.sites import load_sites
 from image_builder import catalog, manifest
 from image_builder.catalog import Change, SiteImage
 from image_builder.publication import Outcome
-from tests.integration import commands
+from tests.integration import commands, glance_proxy
 from tests.integration.commands import Ran
+from tests.integration.glance_proxy import Call, DropCall, Moment
 from tests.integration.test_publish import NAMES, Bench, bench, outcomes  # noqa: F401
 
 UC = "CHI@UC"
@@ -175,6 +177,40 @@ def test_a_rollback_first_ends_a_swap_that_was_left_half_done(site: Bench) -> No
     assert done[UC]["difference"] == told[UC]["difference"]
     assert current(site).recipe_digest == "recipe-2"
     assert site.names() == ["Sage", "Sage-20261120T030100Z", "Sage-20261120T030300Z"]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("at", [1, 2, 3, 4])  # mark, hide, promote, back-date
+def test_a_rollback_that_is_killed_is_done_or_not_and_never_undone(
+    site: Bench, local_chameleon: Any, monkeypatch: pytest.MonkeyPatch, at: int, moment: Moment
+) -> None:
+    first, second = site.build(1), site.build(2)
+    for folder in (first, second):
+        site.publish(folder, load_sites()[UC])
+    with glance_proxy.proxies({UC: local_chameleon.endpoints[UC]["image"]}) as made:
+        clouds = glance_proxy.lead_through(site.clouds_yaml, made, site.folder / "proxied.yaml")
+        monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(clouds))
+        changes = 0
+
+        def kill(call: Call, now: Moment) -> None:
+            nonlocal changes
+            changes += call.changes and now == "before"
+            if call.changes and changes == at and now == moment:
+                process.kill()
+                process.wait()
+                raise DropCall
+
+        made[UC].hook = kill
+        process = commands.start("sage-image", "rollback", site.name, "--site", UC)
+        commands.finish(process, timeout=60)
+        assert process.returncode == -signal.SIGKILL
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(site.clouds_yaml))
+    # The night after: what had lost the name does not get it again.
+    rolled_back = (at, moment) in ((3, "after"), (4, "before"), (4, "after"))
+    assert outcomes(site.publish(second, load_sites()[UC])) == [Outcome.HELD if rolled_back else Outcome.UNCHANGED]
+    assert current(site).recipe_digest == ("recipe-1" if rolled_back else "recipe-2")
+    assert len(site.names()) == 2
+    assert not any(image.hidden for image in site.ours())
 
 
 def test_without_a_name_a_rollback_is_about_the_only_one(site: Bench) -> None:

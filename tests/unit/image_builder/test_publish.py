@@ -162,6 +162,19 @@ def test_where_one_site_lacks_it_there_is_something_to_do(other: SiteInventory) 
     assert publish.standing_report([site("a"), site("b")], NAME, "digest", PublishOptions(), looked) is None
 
 
+def test_where_a_site_is_held_nothing_is_built_for_it() -> None:
+    paused = standing(sage_recipe_digest="another", sage_paused="yes")
+    withdrawn = image(3, also={"sage_recipe_digest": "digest", "sage_withdrawn_at": "2026-11-20T11:00:00Z"})
+    rolled_back = replace(paused, images=(*standing(sage_recipe_digest="another").images, withdrawn))
+    looked = {"a": standing(), "b": paused, "c": rolled_back}
+    made = publish.standing_report([site(name) for name in looked], NAME, "digest", PublishOptions(), looked)
+    assert made is not None
+    assert [row.outcome for row in made.sites] == [Outcome.UNCHANGED, Outcome.HELD, Outcome.HELD]
+    assert "is paused" in made.sites[1].warnings[0]
+    assert "a rollback withdrew" in made.sites[2].warnings[0]
+    assert exit_code(made) == 0
+
+
 def test_an_image_that_others_are_not_to_see_any_more_is_something_to_do() -> None:
     options = PublishOptions(visibility=(Visibility.PRIVATE,))
     assert publish.standing_report([site("a")], NAME, "digest", options, {"a": standing()}) is None
