@@ -279,8 +279,8 @@ def _too_late(work: Work) -> SiteError:
 def _check_data(work: Work, image: SiteImage, payload: Payload) -> str:
     """Raise SiteError unless the site has, by its own digest, just what was built; returns its SHA-512."""
     site, file = work.site.name, payload.file
-    read = work.feed.sha512 if work.feed is not None else None
-    if read is not None and not payload.converted and read != file.sha512:
+    read = work.feed.digest if work.feed is not None else None
+    if read is not None and not payload.converted and read != file.sha256:
         raise upload.changed(file, read)
     sha512 = file.sha512 if not payload.converted else read or ""
     sha256 = file.sha256 if not payload.converted else ""
@@ -294,8 +294,8 @@ def _check_data(work: Work, image: SiteImage, payload: Payload) -> str:
         )
     if image.os_hash_value.lower() != ours.lower() or image.size != payload.size:
         # What this site read for itself, behind the others, nobody has hashed.
-        stands = files.digest_file(work.folder / file.name).sha512
-        if stands != file.sha512:
+        stands = files.sha256_file(work.folder / file.name)
+        if stands != file.sha256:
             raise upload.changed(file, stands)
         raise SiteError(
             f"{site} received other data than were built and sent: {image.os_hash_algo} "

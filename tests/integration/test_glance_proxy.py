@@ -24,7 +24,7 @@ from tests.integration.glance_proxy import Answer, Call, Cut, DropCall, Flip, Lo
 
 
 def body(path: Path) -> Body:
-    return Body(Feed(lambda: from_file(path), path.stat().st_size))
+    return Body(Feed(lambda: from_file(path), path.stat().st_size, "sha256"))
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,10 @@ class Disk:
         yield read
 
 
+def feed_of(disk: Disk, size: int = len(DATA)) -> Feed:
+    return Feed(disk, size, "sha512")
+
+
 def together(feed: Feed, sites: int) -> list[bytes]:
     """What so many sites get that take their blocks in turn."""
     got = [bytearray() for _ in range(sites)]
@@ -52,24 +56,24 @@ def together(feed: Feed, sites: int) -> list[bytes]:
 
 def test_the_file_is_read_once_for_all_sites() -> None:
     disk = Disk()
-    assert together(Feed(disk, len(DATA)), 5) == [DATA] * 5
+    assert together(feed_of(disk), 5) == [DATA] * 5
     assert disk.opened == 1
     assert disk.read == list(range(0, len(DATA), BLOCK))
 
 
 def test_what_was_read_is_hashed_once_all_of_it_is_read() -> None:
-    feed = Feed(Disk(), len(DATA))
+    feed = feed_of(Disk())
     blocks = feed.blocks()
     for _ in range(100):
         next(blocks)
-    assert feed.sha512 is None
+    assert feed.digest is None
     next(blocks)
-    assert feed.sha512 == hashlib.sha512(DATA).hexdigest()
+    assert feed.digest == hashlib.sha512(DATA).hexdigest()
 
 
 def test_a_site_within_the_window_reads_nothing() -> None:
     disk = Disk()
-    feed = Feed(disk, len(DATA))
+    feed = feed_of(disk)
     first, second = feed.blocks(), feed.blocks()
     for _ in range(WINDOW):
         next(first)
@@ -79,7 +83,7 @@ def test_a_site_within_the_window_reads_nothing() -> None:
 
 def test_a_site_behind_the_window_reads_for_itself_until_it_has_caught_up() -> None:
     disk = Disk()
-    feed = Feed(disk, len(DATA))
+    feed = feed_of(disk)
     fast, slow = feed.blocks(), feed.blocks()
     for _ in range(WINDOW + 20):
         next(fast)
@@ -87,20 +91,20 @@ def test_a_site_behind_the_window_reads_for_itself_until_it_has_caught_up() -> N
     assert b"".join(fast) == DATA[(WINDOW + 20) * BLOCK :]
     assert disk.opened == 2
     assert len(disk.read) == 101 + 20, "only what had left the window was read twice"
-    assert feed.sha512 == hashlib.sha512(DATA).hexdigest()
+    assert feed.digest == hashlib.sha512(DATA).hexdigest()
 
 
 def test_an_attempt_that_begins_anew_gets_everything() -> None:
-    feed = Feed(Disk(), len(DATA))
+    feed = feed_of(Disk())
     body = Body(feed)
     for _, block in zip(range(90), body, strict=False):
         assert block
     assert b"".join(body) == DATA
-    assert feed.sha512 == hashlib.sha512(DATA).hexdigest()
+    assert feed.digest == hashlib.sha512(DATA).hexdigest()
 
 
 def test_threads_of_any_speed_get_the_same() -> None:
-    feed = Feed(Disk(), len(DATA))
+    feed = feed_of(Disk())
     got: dict[int, str] = {}
 
     def take(number: int) -> None:
@@ -124,21 +128,21 @@ def test_threads_of_any_speed_get_the_same() -> None:
 
 
 def test_every_site_is_told_of_a_file_that_became_shorter() -> None:
-    feed = Feed(Disk(DATA[:-1]), len(DATA))
+    feed = feed_of(Disk(DATA[:-1]))
     for _ in range(2):
         with pytest.raises(SageError, match="shorter"):
             list(feed.blocks())
-    assert feed.sha512 is None
+    assert feed.digest is None
 
 
 def test_a_disk_that_can_not_be_read_is_no_fault_of_a_site(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"can't read .*absent"):
-        list(Feed(lambda: upload.from_file(tmp_path / "absent"), 5).blocks())
+        list(Feed(lambda: upload.from_file(tmp_path / "absent"), 5, "sha256").blocks())
 
 
 def test_a_body_tells_its_length_and_its_progress() -> None:
     told: list[int] = []
-    body = Body(Feed(Disk(DATA[: 2 * BLOCK + 1]), 2 * BLOCK + 1), told.append)
+    body = Body(feed_of(Disk(DATA[: 2 * BLOCK + 1]), 2 * BLOCK + 1), told.append)
     assert len(body) == 2 * BLOCK + 1
     assert len(list(body)) == 3
     assert told == [BLOCK, 2 * BLOCK, 2 * BLOCK + 1]
@@ -148,7 +152,7 @@ def test_a_body_ends_soon_after_it_is_told_to() -> None:
     stop = threading.Event()
     taken = 0
     with pytest.raises(Stopped):
-        for _ in Body(Feed(Disk(), len(DATA)), lambda sent: stop.set(), stop):
+        for _ in Body(feed_of(Disk()), lambda sent: stop.set(), stop):
             taken += 1
     assert taken == 1
 
