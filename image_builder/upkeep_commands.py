@@ -15,7 +15,7 @@ from groundwork.settings import Setting
 from image_builder import cli, drift, publish, site_rotation, site_upkeep, upkeep
 from image_builder import settings as table
 from image_builder.catalog import Visibility
-from image_builder.publication import PublishOptions, SiteInventory, UpkeepReport, exit_code
+from image_builder.publication import Problem, PublishOptions, SiteInventory, UpkeepReport, exit_code
 from image_builder.site_upkeep import Care
 from image_builder.upkeep import Command, Request
 
@@ -42,26 +42,28 @@ def care(
 
     Sites that were not ``named`` by the user are left out of the report where the image is not theirs.
     """
-    connections = cloud.connect_all(sites)
-    inventories = publish.inventory(sites, connections=connections)
-    request = _with_name(request, inventories)
     stop = threading.Event()
-    runs = [
-        Care(
-            site=site,
-            image_name="",
-            options=options,
-            # A site that could not be listed has failed already, with its own error.
-            connection=_failure(found) if found.problem else connections[site.name],
-            stop=stop,
-            request=request,
-            ours=found.images,
-        )
-        for site, found in zip(sites, inventories, strict=True)
-    ]
-    word = request.word or (request.command in (Command.PAUSE, Command.UNPAUSE) and "the site") or "all images"
-    title = f"{'dry run of ' if options.dry_run else ''}{request.command} {word} at "
+    what = request.word or {Command.ROLLBACK: "", Command.PRUNE: "all images"}.get(request.command, "the site")
+    title = " ".join(filter(None, ("dry run of" if options.dry_run else "", request.command, what, "at ")))
     with console.stage(title + files.join_names([site.name for site in sites]), brief=True) as stage:
+        stage.detail("connecting")
+        connections = cloud.connect_all(sites)
+        stage.detail("looking")
+        inventories = publish.inventory(sites, connections=connections)
+        request = _with_name(request, inventories)
+        runs = [
+            Care(
+                site=site,
+                image_name="",
+                options=options,
+                # A site that could not be listed has failed already, with its own error.
+                connection=_failure(found.problem) if found.problem else connections[site.name],
+                stop=stop,
+                request=request,
+                ours=found.images,
+            )
+            for site, found in zip(sites, inventories, strict=True)
+        ]
         publish.at_all_sites(runs, site_upkeep.run, stop, stage)
     if not named and any(not run.absent for run in runs):
         runs = [run for run in runs if not run.absent]
@@ -83,10 +85,9 @@ def _with_name(request: Request, inventories: Sequence[SiteInventory]) -> Reques
     return replace(request, word=names[0] if names else None)
 
 
-def _failure(found: SiteInventory) -> SageError:
-    assert found.problem is not None
-    kind = InputError if found.problem.bad_input else SageError
-    return kind(found.problem.message, hint=found.problem.hint)
+def _failure(problem: Problem) -> SageError:
+    kind = InputError if problem.bad_input else SageError
+    return kind(problem.message, hint=problem.hint)
 
 
 def _sites(values: dict[str, Any]) -> list[Site]:
@@ -164,7 +165,9 @@ def _share(values: dict[str, Any], image: str) -> int:
 
 
 def _list(values: dict[str, Any]) -> int:
-    inventories = publish.inventory(_sites(values))
+    sites = _sites(values)
+    with console.stage(f"look at {files.join_names([site.name for site in sites])}", brief=True):
+        inventories = publish.inventory(sites)
     standing = {found.site: found.images for found in inventories if found.problem is None}
     marks = drift.marks(standing, site_rotation.plan_of)
     inventories = tuple(replace(found, drift=marks.get(found.site, ())) for found in inventories)
