@@ -13,6 +13,7 @@ from groundwork.errors import InputError
 from groundwork.program import run_program
 from groundwork.settings import Parser
 from image_builder import (
+    appliance,
     canary,
     cli,
     disk,
@@ -65,6 +66,13 @@ def _sage_image(words: Sequence[str]) -> int:
         ("canary", "try a candidate, told as JSON on standard input, by booting it", table.TRY, (), _canary),
         ("show", "what is in a finished build", table.SHOW, ("MANIFEST",), _show),
         ("diff", "what changed from one finished build to another", table.DIFF, ("A", "B"), _diff),
+        (
+            "describe",
+            "the page of a finished build for a catalog: what is in it, how to lease a machine and log in",
+            table.DESCRIBE,
+            ("MANIFEST",),
+            _describe,
+        ),
         ("sign", "sign a finished build, or sign it anew", table.SIGN, ("MANIFEST",), _sign),
     ):
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".", epilog=cli.EPILOG)
@@ -224,6 +232,26 @@ def _diff(values: dict[str, Any], before: Path, after: Path) -> int:
     console.result_json(products.to_data(report))
     inspection.tell_difference(report)
     return 0
+
+
+def _describe(values: dict[str, Any], path: Path) -> int:
+    sites = cli.named_sites(values)
+    made, folder = manifest.read(path)
+    chosen = variant.load(made.variant, cli.variant_folders(values))
+    since = manifest.read(values["since"]) if values["since"] else None
+    difference = inspection.difference(since, (made, folder)) if since else None
+    inventories = publishing.inventory(sites, made.image_name) if sites else ()
+    cli.tell_problems({inventory.site: inventory.problem for inventory in inventories if inventory.problem})
+    described = appliance.describe(made, chosen, sites, inventories, difference)
+    console.result_json(products.to_data(described))
+    if values["output"] is None:
+        console.result(appliance.to_markdown(described))
+    else:
+        for ending, text in (("md", appliance.to_markdown(described)), ("html", appliance.to_html(described))):
+            target = values["output"] / f"{made.image_name}.{ending}"
+            files.write_text(target, text)
+            console.result(f"written: {target}")
+    return exit_code(*inventories)
 
 
 def _sign(values: dict[str, Any], path: Path) -> int:

@@ -283,6 +283,20 @@ SHOW = (
     *COMMON,
 )
 DIFF = COMMON
+DESCRIBE = (
+    SITE,
+    SITES_FILE,
+    Setting("since", "the build before: tell what changed since then", folder, only_flag=True, metavar="MANIFEST"),
+    Setting(
+        "output",
+        "write NAME.md and NAME.html there, instead of the Markdown here",
+        folder,
+        only_flag=True,
+        metavar="DIR",
+    ),
+    VARIANTS_DIR,
+    *COMMON,
+)
 SIGN = (SIGN_KEY, *COMMON)
 ALL = tuple({setting.name: setting for setting in (*PUBLISH, *CREATE_IMAGE, *NIGHTLY, SIGNERS)}.values())
 

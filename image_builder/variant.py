@@ -87,13 +87,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class FirstStep:
+    """What a new user does first: a sentence, and perhaps commands to type (``run``, "" for none)."""
+
+    text: str
+    run: str
+
+
+@dataclass(frozen=True)
 class Variant:
     """A variant with all that it extends carried in.
 
     ``image_name`` has the fields ``{os}``, ``{version}`` and ``{arch}``.  ``layers`` are in the order in which they
     are built, what it extends first.  ``space_gib``: free disk that a build needs.  ``size_budget_mib``: release ->
-    how much the image's files may take, ``default`` for other releases.  ``origins`` says where an element, a setting
-    or the budget was named: its file, line and key, for errors.
+    how much the image's files may take, ``default`` for other releases.  ``software`` (name -> patterns of packages'
+    names, the preferred first), ``first_steps``, ``limits`` and ``node_type`` are for the page that describes the
+    image, and no part of it.  ``origins`` says where an element, a setting or the budget was named: its file, line and
+    key, for errors.
     """
 
     name: str
@@ -106,6 +116,10 @@ class Variant:
     sources: tuple[Source, ...]
     space_gib: int
     size_budget_mib: dict[str, int]
+    software: dict[str, tuple[str, ...]]
+    first_steps: tuple[FirstStep, ...]
+    limits: tuple[str, ...]
+    node_type: str | None
     origins: dict[tuple[str, str], tuple[Document, tuple[str | int, ...]]] = field(repr=False, compare=False)
 
     @property
@@ -165,6 +179,18 @@ _SOURCE = {
         },
     },
 }
+_LINE = {"type": "string", "pattern": "^[^\\n]+$", "maxLength": 500, "description": "a text of one line"}
+_PATTERN = {
+    "type": "string",
+    "pattern": "^[A-Za-z0-9][A-Za-z0-9.+*-]*$",
+    "description": "a package's name, or a pattern",
+}
+_STEP = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["text"],
+    "properties": {"text": _LINE, "run": {"type": "string", "description": "commands to type"}},
+}
 SCHEMA = {
     "type": "object",
     "additionalProperties": False,
@@ -183,9 +209,18 @@ SCHEMA = {
             "anyOf": [_BUDGET, {"type": "object", "minProperties": 1, "additionalProperties": _BUDGET}],
             "description": "MiB that the image's files may take, or a mapping of releases (and 'default') to MiB",
         },
+        "software": {
+            "type": "object",
+            "additionalProperties": {"anyOf": [_PATTERN, {"type": "array", "items": _PATTERN, "minItems": 1}]},
+            "description": "programs' names, and the package (of several the first that is there) of their version",
+        },
+        "first_steps": {"type": "array", "items": _STEP},
+        "limits": {"type": "array", "items": _LINE},
+        "node_type": {**_WORD, "description": "a type of Chameleon's nodes that the image is for"},
     },
 }
 _SOURCES_ELEMENT = "sources"  # puts them into the image
+_SCALARS = ("description", "image_name", "arches", "space_gib", "node_type")
 _DEFAULT_TIMEOUT = 60.0
 _DEFAULT_SPACE_GIB = 6
 
@@ -239,9 +274,18 @@ def _merge(name: str, chain: Sequence[Document]) -> Variant:
     checks: dict[str, Check] = {}
     budget: dict[str, int] = {}
     sources: dict[str, Source] = {}
+    software: dict[str, tuple[str, ...]] = {}
+    steps: dict[str, FirstStep] = {}
+    limits: dict[str, None] = {}
     for document in reversed(chain):
         data = document.data
-        scalars.update({key: data[key] for key in ("description", "image_name", "arches", "space_gib") if key in data})
+        scalars.update({key: data[key] for key in _SCALARS if key in data})
+        for key, value in data.get("software", {}).items():
+            software[key] = (value,) if isinstance(value, str) else tuple(value)
+        steps |= {
+            row["text"]: FirstStep(row["text"], row.get("run", "").strip()) for row in data.get("first_steps", [])
+        }
+        limits |= dict.fromkeys(data.get("limits", []))
         if "size_budget_mib" in data:  # a child's takes the place of its parent's whole
             given = data["size_budget_mib"]
             budget = dict(given) if isinstance(given, dict) else {"default": given}
@@ -289,6 +333,10 @@ def _merge(name: str, chain: Sequence[Document]) -> Variant:
         sources=tuple(sources.values()),
         space_gib=scalars.get("space_gib", _DEFAULT_SPACE_GIB),
         size_budget_mib=budget,
+        software=software,
+        first_steps=tuple(steps.values()),
+        limits=tuple(limits),
+        node_type=scalars.get("node_type"),
         origins=origins,
     )
 

@@ -85,6 +85,8 @@ def test_a_night_publishes_what_is_new_and_the_next_one_costs_nothing(
     schema = json.loads((PROJECT / "image_builder/report.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(report)
     assert json.loads(hook.read_text()) == report
+    rows = [row for publication in report["publications"] for row in publication["sites"]]
+    assert [row["canary"]["verdict"] for row in rows] == ["pass"] * 6, "at night a canary is asked for by default"
     for site, images in ours(local_chameleon).items():
         assert sorted(image.name for image in images) == [image_name("one"), image_name("two")], site
     assert f"{image_name('one')} site age built size ✓ CHI@UC" in page(house)
