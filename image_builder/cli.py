@@ -4,6 +4,7 @@
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def publish_options(values: dict[str, Any]) -> PublishOptions:
         dry_run=values.get("dry_run", False),
         force=values["force"],
         upload_deadline=float(values["upload_timeout"]),
-        locks=values["cache_dir"] / "locks",
+        keep_younger=timedelta(days=values["keep_younger"]),
+        state=values["state_dir"],
         scratch=values["cache_dir"] / "work",
         canary=canary_options(values),
     )

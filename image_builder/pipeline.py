@@ -283,7 +283,7 @@ def _pass_over_standing(
             made, sites = image.recipe, image.order.sites
             here = builder.find(made, places.output)
             formats = formats_for(sites, kvm=values["kvm"])
-            found = publishing.standing_report(sites, made.image_name, made.digest, options, standing)
+            found = publishing.standing_report(sites, made.image_name, made.digest, options, standing, connections)
             if found is None:
                 continue
             if here is None or not builder.is_complete(here, made, formats, verified=True):

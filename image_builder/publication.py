@@ -2,6 +2,7 @@
 """What publishing is asked to do, and what came of it: the values that the stages hand on and the reports hold."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from groundwork.compat import StrEnum
@@ -40,18 +41,20 @@ class PublishOptions:
     """How to publish.
 
     ``visibility``: what to try, the preferred one first.  ``keep``: how many of our images of this name stay at a
-    site, the public one included.  ``force``: publish this very build also where another of its recipe stands.
-    ``upload_deadline``: seconds that an upload to a site may take, with all that is tried again.  ``locks``: the folder
-    of this machine's locks (None: in the user's cache).  ``scratch``: where parts of a disk are converted (None: the
+    site, the public one included.  ``keep_younger``: those built within this time stay too.  ``force``: publish this
+    very build also where another of its recipe stands.  ``upload_deadline``: seconds that an upload to a site may
+    take, with all that is tried again.  ``state``: the folder of the journal (None: the user's own, see
+    :func:`image_builder.journal.default_folder`).  ``scratch``: where parts of a disk are converted (None: the
     system's folder for that).  ``canary``: how candidates are tried before they become current; None: they are not.
     """
 
     visibility: tuple[Visibility, ...] = (Visibility.PUBLIC, Visibility.COMMUNITY, Visibility.PRIVATE)
     keep: int = 3
+    keep_younger: timedelta = timedelta(0)
     dry_run: bool = False
     force: bool = False
     upload_deadline: float = 7200.0
-    locks: Path | None = None
+    state: Path | None = None
     scratch: Path | None = None
     canary: CanaryOptions | None = None
 

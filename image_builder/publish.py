@@ -15,7 +15,7 @@ from chameleon_sites.sites import Site, Upload
 from groundwork import console, files
 from groundwork.console import Stage
 from groundwork.errors import SageError
-from image_builder import catalog, rootfs, site_rotation, site_work, upload
+from image_builder import catalog, journal, rootfs, site_rotation, site_work, upload
 from image_builder.catalog import Visibility
 from image_builder.manifest import Manifest
 from image_builder.publication import Outcome, PublishOptions, PublishReport, SiteInventory, SitePublication
@@ -115,6 +115,7 @@ def standing_report(
     recipe_digest: str,
     options: PublishOptions,
     standing: Mapping[str, SiteInventory],
+    connections: "Mapping[str, Connection | SageError]",
 ) -> PublishReport | None:
     """A report that nothing was to be done, if each site has an image of this recipe under the public name, or is held.
 
@@ -123,6 +124,8 @@ def standing_report(
     """
     results = []
     for site in sites:
+        if journal.left_at(options.state or journal.default_folder(), site, image_name) is not None:
+            return None
         images = [image for image in standing[site.name].images if image.image_name == image_name]
         current = site_rotation.current_of(images, image_name)
         if current is None:
@@ -133,7 +136,14 @@ def standing_report(
             if held is None:
                 return None
         try:
-            plan = site_rotation.plan_of(image_name, images, keep=options.keep)
+            run = SiteRun(
+                site=site,
+                image_name=image_name,
+                options=options,
+                connection=connections.get(site.name, _not_connected(site)),
+                stop=threading.Event(),
+            )
+            plan = site_rotation.plan_for(run, images, keep=options.keep)
         except SageError:
             return None
         if plan.steps or (current.visibility not in options.visibility and held is None):

@@ -31,6 +31,7 @@ from image_builder.catalog import TAG, Change, ImageState, SiteImage
 
 KEEP_FAILED = 2  # images whose canary failed, kept for a look at them
 LEFTOVER_AGE = timedelta(hours=6)  # a staging image older than this is left over, where its publisher is unknown
+UPLOAD_MARGIN = timedelta(hours=1)  # from the end of an upload's deadline on nobody works on its image any more
 CLOCK_TOLERANCE = timedelta(minutes=5)  # how far clocks may differ before ages are not believed
 
 _SETTLED = ("active", "deactivated")  # Glance's statuses of an image that has its data

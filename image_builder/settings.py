@@ -11,6 +11,7 @@ from groundwork.settings import Setting, folder, manual, one_of, whole_number
 from image_builder import canary
 from image_builder.catalog import Visibility
 from image_builder.hardware import Firmware
+from image_builder.journal import default_folder
 from image_builder.upkeep import parse_date
 from image_builder.variant import Arch
 
@@ -113,7 +114,31 @@ CANARY_TIMEOUT = Setting(
     default=3600,
     metavar="SECONDS",
 )
-PUBLISHING = (VISIBILITY, KEEP, UPLOAD_TIMEOUT, CANARY, NO_CANARY, CANARY_COMMAND, CANARY_TIMEOUT)
+KEEP_YOUNGER = Setting(
+    "keep-younger",
+    "our images that were built within so many days stay at a site, however many they are",
+    whole_number(0, 3650),
+    default=0,
+    metavar="DAYS",
+)
+STATE_DIR = Setting(
+    "state-dir",
+    "what outlives a run: the journal of what is done at sites; nights' reports, logs, lock and status page",
+    folder,
+    default=default_folder(),
+    shown="~/.local/state/sage-chameleon",
+)
+PUBLISHING = (
+    VISIBILITY,
+    KEEP,
+    KEEP_YOUNGER,
+    UPLOAD_TIMEOUT,
+    STATE_DIR,
+    CANARY,
+    NO_CANARY,
+    CANARY_COMMAND,
+    CANARY_TIMEOUT,
+)
 
 SUMMARY = Setting(
     "summary",
@@ -187,17 +212,6 @@ CREATE_IMAGE = (
 )
 
 
-def _state() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "sage-chameleon"
-
-
-STATE_DIR = Setting(
-    "state-dir",
-    "where nights keep their reports, logs, lock and status page",
-    folder,
-    default=_state(),
-    shown="~/.local/state/sage-chameleon",
-)
 PAGE = Setting("page", "the status page, one HTML file", folder, shown="index.html in the state folder", metavar="FILE")
 KEEP_LOGS = Setting("keep-logs", "how many nights' logs stay", whole_number(1, 10_000), default=30, metavar="N")
 KEEP_RUNS = Setting("keep-runs", "how many nights' reports stay", whole_number(1, 10_000), default=90, metavar="N")
@@ -213,7 +227,6 @@ _NOT_NIGHTLY = (
 )
 NIGHTLY = (
     *(setting for setting in CREATE_IMAGE if setting.name not in _NOT_NIGHTLY),
-    STATE_DIR,
     PAGE,
     KEEP_LOGS,
     KEEP_RUNS,
@@ -225,7 +238,7 @@ LIST = (*SITES, *COMMON)
 BOOTING = (VARIANTS_DIR, CACHE_DIR, ACCEL, BOOT_TIMEOUT)
 PUBLISH = (*SITES, *PUBLISHING, DRY_RUN, FORCE, *BOOTING, *COMMON)
 TRY = (SITES_FILE, *BOOTING, *COMMON)
-UPKEEP = (*SITES, DRY_RUN, CACHE_DIR, *COMMON)
+UPKEEP = (*SITES, DRY_RUN, STATE_DIR, *COMMON)
 PROMOTE = (*UPKEEP, VISIBILITY)
 ROLLBACK = (
     *UPKEEP,

@@ -6,23 +6,21 @@ Publishing (:mod:`image_builder.site_work`) and the care of what stands there sh
 
 import contextlib
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from pathlib import Path
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
 
 from chameleon_sites import cloud
 from chameleon_sites.cloud import SiteError, SiteUnreachable
 from chameleon_sites.sites import Site
-from groundwork import files
 from groundwork.errors import InputError, SageError
-from image_builder import catalog, publisher, rotation
+from image_builder import catalog, in_use, journal, publisher, rotation
 from image_builder.canary import CanaryInconclusive
-from image_builder.catalog import Change, ImageState, SiteImage, Stopped
+from image_builder.catalog import BadListing, Change, ImageState, SiteImage, Stopped
+from image_builder.journal import Journal
 from image_builder.publication import Problem, PublishOptions
 
 if TYPE_CHECKING:
@@ -31,7 +29,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _REPAIRS = 3  # attempts to finish or undo a swap in which a call failed
-_LOCK_WAIT = 120.0  # seconds; another run of this machine holds the lock for a swap, less than one
+FIRST_REPAIR = 0.2  # seconds until the first of them, doubled each time
+SETTLING = 1.0  # seconds that a swap of another machine may still take, before it is taken for abandoned
+
+
+class Overtaken(SiteError):
+    """Another run, on another machine, was at the same name at the same time, and has it now."""
 
 
 @dataclass(kw_only=True)
@@ -54,6 +57,8 @@ class SiteRun:
     warnings: list[str] = field(default_factory=list)
     word: str = "connecting"
     begin: float = field(default_factory=time.monotonic)
+    journal: Journal | None = None  # while this machine's lock on the name at the site is held
+    seen: dict[str, SiteImage] = field(default_factory=dict)  # finished images that stood here, and were not deleted
 
     def progress(self) -> str:
         """For people: ``CHI@UC swapping``."""
@@ -75,6 +80,17 @@ def connected(connection: "Connection | SageError") -> "Connection":
     return connection
 
 
+def look(run: SiteRun, connection: "Connection") -> tuple[SiteImage, ...]:
+    """What stands, all images of ours of this name.  Raises BadListing where one is left out that still stands."""
+    standing = catalog.list_ours(connection, run.image_name)
+    for image_id in run.seen.keys() - {image.id for image in standing}:
+        with contextlib.suppress(catalog.Gone):
+            still = catalog.get(connection, image_id)
+            raise BadListing(f"{run.site.name}: its list of images lacks {still.name} ({still.id}), which stands there")
+    run.seen = {image.id: image for image in standing if image.state in (ImageState.CURRENT, ImageState.PREVIOUS)}
+    return standing
+
+
 def tidy(
     run: SiteRun,
     connection: "Connection",
@@ -94,11 +110,11 @@ def tidy(
         with exclusive(run):
             # Another run of this machine may have done it while this one waited; and one of another machine
             # may be in the middle of a swap, which does not take a second.
-            if any(isinstance(step, rotation.Show) for step in plan.steps) and run.stop.wait(1.0):
+            if any(isinstance(step, rotation.Show) for step in plan.steps) and run.stop.wait(SETTLING):
                 raise Stopped
-            plan = plan_for(run, catalog.list_ours(connection, run.image_name))
+            plan = plan_for(run, look(run, connection))
             do_steps(run, connection, plan.swap)
-        standing = catalog.list_ours(connection, run.image_name)
+        standing = look(run, connection)
         plan = plan_for(run, standing, keep=keep)
     kept = {image.id for image in standing if spared(image)}
     doomed = [step for step in plan.deletions if step.id not in kept]
@@ -129,13 +145,19 @@ def set_visibility(run: SiteRun, connection: "Connection", image: SiteImage) -> 
     )
 
 
-def swap(run: SiteRun, connection: "Connection", image_id: str) -> None:
-    """Give the public name to a checked image.  Once begun it is brought to an end, whatever is asked meanwhile."""
-    name = run.image_name
+def swap(run: SiteRun, connection: "Connection", image_id: str, *, over: str | None = None) -> None:
+    """Give the public name to a checked image.  Once begun it is brought to an end, whatever is asked meanwhile.
+
+    ``over``: the id of the image that had the name when the run began, "" for none; where it is another's by now
+    Overtaken is raised, and nothing is done.
+    """
     with exclusive(run):
         # Read again under the lock: what stands may have changed during the upload; it also warms the connection.
-        standing = catalog.list_ours(connection, name)
+        standing = look(run, connection)
         _check_whole(run, connection, standing)
+        holders = {image.id for image in standing if image.name == run.image_name}
+        if over is not None and holders - {over, image_id}:
+            raise _overtaken(run, standing)
         plan = plan_for(run, standing, new=image_id)
         with run.lock:
             run.go_on()
@@ -166,9 +188,9 @@ def _finish_swap(run: SiteRun, connection: "Connection", image_id: str, error: S
     """A call failed in the middle: go on from what stands, or undo; raises where neither can be done."""
     name = run.image_name
     for attempt in range(_REPAIRS):
-        time.sleep(0.2 * 2**attempt)
+        time.sleep(FIRST_REPAIR * 2**attempt)
         try:
-            standing = catalog.list_ours(connection, name)
+            standing = look(run, connection)
             # Should the site refuse to go on, the last attempt undoes instead.
             new = image_id if attempt < _REPAIRS - 1 else None
             do_steps(run, connection, plan_for(run, standing, new=new).swap)
@@ -179,7 +201,7 @@ def _finish_swap(run: SiteRun, connection: "Connection", image_id: str, error: S
             error = again
     current = None
     with contextlib.suppress(SageError):
-        current = current_of(catalog.list_ours(connection, name), name)
+        current = current_of(look(run, connection), name)
     if current is not None and current.id == image_id:
         return
     hint = "run this again: it repairs what stands there" if current is None else "the image before still stands"
@@ -187,22 +209,29 @@ def _finish_swap(run: SiteRun, connection: "Connection", image_id: str, error: S
 
 
 def retain(run: SiteRun, connection: "Connection", image_id: str) -> None:
-    """Delete what is too old, by a new listing, and only when that shows the site as it should be."""
-    name = run.image_name
-    standing = catalog.list_ours(connection, name)
-    current = current_of(standing, name)
-    if current is None or current.id != image_id:
-        run.warn("another publisher was at work at the same time; no old image is deleted")
-        plan = plan_for(run, standing)
-        with exclusive(run):
-            do_steps(run, connection, plan.swap)
-        return
+    """Delete what is too old, by a new listing, and only when that shows the site as it should be.
+
+    Raises Overtaken where the name is another's by now.
+    """
+    standing = look(run, connection)
     plan = plan_for(run, standing, keep=run.options.keep)
-    if plan.swap:
-        with exclusive(run):
-            do_steps(run, connection, plan.swap)
-        return
-    delete_steps(run, connection, plan.deletions)
+    if plan.swap:  # another publisher was at work at the same time
+        do_steps(run, connection, plan.swap)
+        standing = look(run, connection)
+    current = current_of(standing, run.image_name)
+    if current is None or current.id != image_id:
+        raise _overtaken(run, standing)
+    if not plan.swap:
+        delete_steps(run, connection, plan.deletions)
+
+
+def _overtaken(run: SiteRun, standing: Sequence[SiteImage]) -> Overtaken:
+    current = current_of(standing, run.image_name)
+    who = f"; {current.id} of {current.publisher or 'an unknown run'} has it" if current else ""
+    return Overtaken(
+        f"{run.site.name}: another run gave the name {run.image_name} away at the same time{who}",
+        hint="look whether that is as it should be, then run this again",
+    )
 
 
 def delete_steps(run: SiteRun, connection: "Connection", steps: Sequence[rotation.Retire | rotation.Delete]) -> None:
@@ -222,22 +251,52 @@ def delete_steps(run: SiteRun, connection: "Connection", steps: Sequence[rotatio
 
 
 def do_steps(run: SiteRun, connection: "Connection", steps: Sequence[rotation.Step]) -> None:
+    """Do the steps in order, after they were written into the journal."""
+
     def tell(step: rotation.Step) -> None:
         logger.info("%s: %s", run.site.name, step)
         run.done.append(str(step))
 
-    rotation.execute(
-        steps,
-        change=lambda image_id, wanted: catalog.change(connection, image_id, wanted),
-        delete=lambda image_id: catalog.delete(connection, image_id),
-        on_step=tell,
-    )
+    def delete(image_id: str) -> None:
+        catalog.delete(connection, image_id)
+        run.seen.pop(image_id, None)
+
+    with exclusive(run) as journal:
+        if steps:
+            promoted = [step.id for step in steps if isinstance(step, rotation.Promote)]
+            journal.write([str(step) for step in steps], promoted[0] if promoted else run.staging)
+        rotation.execute(
+            steps,
+            change=lambda image_id, wanted: catalog.change(connection, image_id, wanted),
+            delete=delete,
+            on_step=tell,
+        )
+
+
+def note(run: SiteRun, step: str, image_id: str) -> None:
+    """Write into the journal what is about to be done, which is no step of a plan."""
+    with exclusive(run) as journal:
+        journal.write([step], image_id)
 
 
 def plan_for(
     run: SiteRun, standing: Sequence[SiteImage], *, new: str | None = None, keep: int | None = None
 ) -> rotation.Plan:
-    plan = plan_of(run.image_name, standing, new=new, keep=keep)
+    """The planner's answer.  Where something is to be deleted, the site is asked what is in use and what time it is."""
+    dead = run.journal.dead if run.journal is not None else frozenset()
+    facts: dict[str, Any] = {"new": new, "dead": dead, "keep_younger": run.options.keep_younger}
+    plan = plan_of(run.image_name, standing, keep=keep, **facts)
+    if plan.deletions:
+        connection = connected(run.connection)
+        doomed = {step.id for step in plan.deletions}
+        try:
+            used = in_use.needed(connection, [image for image in standing if image.id in doomed])
+        except SageError as error:
+            run.warn(f"no old image is deleted, for what is in use can't be told: {error}")
+            used, keep = {}, None
+        plan = plan_of(
+            run.image_name, standing, keep=keep, in_use=used, site_time=catalog.site_time(connection), **facts
+        )
     for note in plan.notes:
         if run.staging is None or run.staging not in note:
             run.warn(note)
@@ -245,16 +304,28 @@ def plan_for(
 
 
 def plan_of(
-    image_name: str, standing: Sequence[SiteImage], *, new: str | None = None, keep: int | None = None
+    image_name: str,
+    standing: Sequence[SiteImage],
+    *,
+    new: str | None = None,
+    keep: int | None = None,
+    keep_younger: timedelta = timedelta(0),
+    in_use: Mapping[str, str] | None = None,
+    site_time: datetime | None = None,
+    dead: Collection[str] = (),
 ) -> rotation.Plan:
-    """The planner's answer, with what is known here of the publishers of what stands."""
-    publishers = {image.publisher: publisher.lives(image.publisher) for image in standing if image.publisher}
+    """The planner's answer, with what is known here of the publishers of what stands; those in ``dead`` are dead."""
+    named = {image.publisher for image in standing if image.publisher}
+    publishers = {name: False if name in dead else publisher.lives(name) for name in named}
     return rotation.plan(
         image_name,
         standing,
         new=new,
         keep=keep,
+        keep_younger=keep_younger,
+        in_use=in_use,
         now=datetime.now(timezone.utc),
+        site_time=site_time,
         publishers={name: lives for name, lives in publishers.items() if lives is not None},
     )
 
@@ -264,31 +335,36 @@ def current_of(standing: Sequence[SiteImage], name: str) -> SiteImage | None:
     return listed[0] if len(listed) == 1 else None
 
 
-def may_be_promoted(image: SiteImage) -> bool:
+def may_be_promoted(image: SiteImage, dead: Collection[str] = ()) -> bool:
     """Whether an image that stands can be used as it is: it was checked, and no other run is about to use it."""
-    if image.state == ImageState.PREVIOUS:
+    if image.state in (ImageState.PREVIOUS, ImageState.RETIRED):
         return True
     if image.state != ImageState.CANDIDATE:
         return False
-    return not image.publisher or publisher.lives(image.publisher) is False  # "": given up, for whoever comes next
+    # No publisher: given up, for whoever comes next.
+    return not image.publisher or image.publisher in dead or publisher.lives(image.publisher) is False
 
 
 def drop_staging(run: SiteRun, connection: "Connection") -> None:
+    """Delete the temporary image, if there is one that has not got the name; where that fails, it is told."""
+    try:
+        delete_staging(run, connection)
+    except SageError as error:
+        run.warn(f"the temporary image {run.staging} could not be deleted ({error}); the next run does it")
+
+
+def delete_staging(run: SiteRun, connection: "Connection") -> None:
     """Delete the temporary image, if there is one that has not got the name."""
     with run.lock:
         image_id = run.staging
     if image_id is None:
         return
-    try:
-        if run.swapping and catalog.get(connection, image_id).state == ImageState.CURRENT:
-            logger.debug("%s has the name; it stays", image_id)
+    with contextlib.suppress(catalog.Gone):
+        image = catalog.get(connection, image_id)
+        if image.state == ImageState.CURRENT or image.publisher != publisher.identity():
+            logger.debug("%s has the name, or is another run's; it stays", image_id)
         else:
             catalog.delete(connection, image_id)
-    except catalog.Gone:
-        pass
-    except SageError as error:
-        run.warn(f"the temporary image {image_id} could not be deleted ({error}); the next run does it")
-        return
     with run.lock:
         run.staging = None
 
@@ -299,11 +375,24 @@ def problem_of(site: Site, error: Exception) -> Problem:
 
 
 @contextlib.contextmanager
-def exclusive(run: SiteRun) -> Iterator[None]:
-    """Hold this machine's lock on the name at the site, so that two runs never swap at once."""
-    folder = run.options.locks
-    if folder is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        folder = Path(cache) / "sage-chameleon/locks"
-    with files.lock(folder / f"{run.site.slug}-{run.image_name}.lock", wait=_LOCK_WAIT):
-        yield
+def exclusive(run: SiteRun) -> Iterator[Journal]:
+    """Hold this machine's lock on the name at the site, so that its runs take turns; gives the journal.
+
+    Within such a block it is the same one.  The journal's entry goes when all that it tells of is done or undone.
+    """
+    if run.journal is not None:
+        yield run.journal
+        return
+    with journal.opened(run.options.state or journal.default_folder(), run.site, run.image_name) as opened:
+        run.journal = opened
+        if opened.left is not None:
+            run.warn(f"an earlier run was cut off: {opened.left}")
+        repaired = False
+        try:
+            yield opened
+            repaired = True
+        finally:
+            run.journal = None
+            # What an earlier run left is known to be repaired only when this one came to its end.
+            if run.staging is None and not run.swapping and (repaired or opened.left is None):
+                opened.clear()

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -19,12 +20,12 @@ from chameleon_sites.cloud import SiteError, SiteUnreachable
 from chameleon_sites.sites import Site, Upload
 from groundwork import files
 from groundwork.errors import InputError, SageError
-from image_builder import catalog, publisher, site_canary, site_rotation, upload
+from image_builder import catalog, publisher, rotation, site_canary, site_rotation, upload
 from image_builder.canary import CanaryFailed, CanaryResult
-from image_builder.catalog import Change, ImageState, SiteImage, Stopped, Visibility
+from image_builder.catalog import BadListing, Change, ImageState, SiteImage, Stopped, Visibility
 from image_builder.manifest import Manifest
 from image_builder.publication import Outcome, Problem, SitePublication
-from image_builder.site_rotation import SiteRun
+from image_builder.site_rotation import Overtaken, SiteRun
 from image_builder.upload import Body, Feed, Pace, Payload
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 _GIBIBYTE = 1 << 30
 _FIRST_WAIT = 1.0  # seconds before an upload is begun again, doubled each time
 _LONGEST_WAIT = 60.0
+_CLAIMS = uuid.UUID("6c3c7c0e-3f0e-4b57-9a55-2b8a3f6f5c11")  # the name space of our images' ids
+_MOST_CLAIMS = 1000
 _POLL = 1.0  # seconds between questions how far an import has come
 
 
@@ -48,6 +51,7 @@ class Work(SiteRun):
     feed: Feed | None = None
     pace: Pace | None = None  # while it is uploaded
     uploaded: int = 0
+    over: str = ""  # the id of the image that is to be replaced
     deadline: float = 0.0  # of all attempts to upload
     shared: Path | None = None  # a folder of the canaries of all sites
     canary: CanaryResult | None = None
@@ -64,25 +68,30 @@ class Work(SiteRun):
 def run(work: Work) -> None:
     """A site's thread: whatever happens becomes the site's result."""
     try:
-        work.result = _publish_at(work, site_rotation.connected(work.connection))
+        connection = site_rotation.connected(work.connection)
+        if work.payload is None:
+            raise InputError(
+                f"{work.site.name} boots {' or '.join(work.site.formats)}, and this build has none of them",
+                hint=f"add that format: create-image --site {work.site.name} ..., with the variant and release of this "
+                "build",
+            )
+        if work.options.dry_run:
+            work.result = _rehearse(work, connection, work.payload)
+        else:
+            work.word = "waiting for another run"
+            with site_rotation.exclusive(work):
+                work.result = _publish_at(work, connection, work.payload)
     except Exception as error:
         logger.debug("%s failed", work.site.name, exc_info=True)
         problem = site_rotation.problem_of(work.site, error)
         work.result = _result(work, Outcome.INCONCLUSIVE if problem.inconclusive else Outcome.FAILED, None, problem)
 
 
-def _publish_at(work: Work, connection: "Connection") -> SitePublication:
-    manifest, site = work.manifest, work.site
-    if work.payload is None:
-        raise InputError(
-            f"{site.name} boots {' or '.join(site.formats)}, and this build has none of them",
-            hint=f"add that format: create-image --site {site.name} ..., with the variant and release of this build",
-        )
-    if work.options.dry_run:
-        return _rehearse(work, connection, work.payload)
+def _publish_at(work: Work, connection: "Connection", payload: Payload) -> SitePublication:
+    manifest = work.manifest
     work.word = "looking"
     # Repair first: an earlier run's swap is finished or undone, and what its upload left is deleted.
-    standing = catalog.list_ours(connection, manifest.image_name)
+    standing = site_rotation.look(work, connection)
     standing = site_rotation.tidy(
         work,
         connection,
@@ -92,7 +101,7 @@ def _publish_at(work: Work, connection: "Connection") -> SitePublication:
         spared=lambda image: _is_at_hand(image, work),
     )
     current = site_rotation.current_of(standing, manifest.image_name)
-    _check_foreign(work, connection, current)
+    _check_foreign(work, connection, standing, current)
     if current is not None and _is_unchanged(current, work):
         current = _follow_visibility(work, connection, current)
         return _result(work, Outcome.UNCHANGED, current)
@@ -100,23 +109,26 @@ def _publish_at(work: Work, connection: "Connection") -> SitePublication:
     if held:
         work.warn(held)
         return _result(work, Outcome.HELD, current)
+    work.over = current.id if current is not None else ""
     _check_not_failed(work, standing)
     image = next((image for image in standing if _is_at_hand(image, work)), None)
     if image is None:
-        image = _stage(work, connection, work.payload)
+        image = _stage(work, connection, payload)
     elif image.state == ImageState.CANDIDATE:
         image = _adopt(work, connection, image)
     try:
         site_canary.try_image(work, connection, image)
         image = site_rotation.set_visibility(work, connection, image)
         work.go_on()
-        site_rotation.swap(work, connection, image.id)
+        site_rotation.swap(work, connection, image.id, over=work.over)
     except BaseException:
         site_rotation.drop_staging(work, connection)
         raise
     if not work.stop.is_set():
         try:
             site_rotation.retain(work, connection, image.id)
+        except Overtaken:
+            raise
         except SageError as error:  # the new image is public; what is too old goes with the next run
             work.warn(f"old images were not deleted: {error}")
     return _result(work, Outcome.PUBLISHED, image)
@@ -125,10 +137,10 @@ def _publish_at(work: Work, connection: "Connection") -> SitePublication:
 def _rehearse(work: Work, connection: "Connection", payload: Payload) -> SitePublication:
     """What would be done, with nothing changed."""
     manifest = work.manifest
-    standing = list(catalog.list_ours(connection, manifest.image_name))
+    standing = list(site_rotation.look(work, connection))
     repair = site_rotation.plan_for(work, standing, keep=work.options.keep)
     current = site_rotation.current_of(standing, manifest.image_name)
-    _check_foreign(work, connection, current)
+    _check_foreign(work, connection, standing, current)
     if current is not None and _is_unchanged(current, work):
         work.done += [str(step) for step in repair.steps]
         return _result(work, Outcome.UNCHANGED, current)
@@ -191,25 +203,14 @@ def _adopt(work: Work, connection: "Connection", image: SiteImage) -> SiteImage:
     with work.lock:
         work.go_on()
         work.staging = image.id
-    return catalog.change(connection, image.id, Change(properties={"sage_publisher": publisher.identity()}))
+    site_rotation.note(work, f"take over {image.name} ({image.id})", image.id)
+    properties = {"sage_publisher": publisher.identity(), "sage_until": _until(work)}
+    return catalog.change(connection, image.id, Change(properties=properties))
 
 
 def _stage_once(work: Work, connection: "Connection", payload: Payload) -> SiteImage:
-    if work.staging is not None:  # of the attempt before
-        catalog.delete(connection, work.staging)
-    image_id = str(uuid.uuid4())
-    with work.lock:  # the main thread must see either that nothing was begun, or its id
-        work.go_on()
-        work.staging = image_id
-    imagined = _imagined(work, payload)
-    catalog.create(
-        connection,
-        image_id,
-        name=imagined.name,
-        disk_format=payload.form.glance,
-        min_disk=-(-work.manifest.disk_size // _GIBIBYTE),
-        properties={**_properties(work.manifest), **imagined.properties, "sage_state": str(ImageState.STAGING)},
-    )
+    site_rotation.delete_staging(work, connection)  # of the attempt before
+    image_id = _claim(work, connection, payload)
     if work.site.upload is Upload.WEB_DOWNLOAD:
         url = f"{work.site.download_from}/{quote(f'{work.manifest.image_name}/{work.folder.name}/{payload.file.name}')}"
         _import(work, connection, image_id, url=url)
@@ -224,6 +225,76 @@ def _stage_once(work: Work, connection: "Connection", payload: Payload) -> SiteI
     work.done.append(f"upload {payload} as {image_id}")
     properties = {"sage_state": str(ImageState.CANDIDATE), "sage_sha512": sha512}
     return catalog.change(connection, image_id, Change(properties=properties))
+
+
+def _claim(work: Work, connection: "Connection", payload: Payload) -> str:
+    """Make the record that the upload goes to; returns its id.
+
+    A site takes an id once, for ever, and this one is computed from the image that is to be replaced: of all machines
+    that want to replace it, one gets it, and the others are told.  An id is passed over whose image is deleted, for its
+    upload failed, or has been given up, or had the name and lost it again.
+    """
+    owner, name = str(connection.current_project_id), work.manifest.image_name
+    for number in range(_MOST_CLAIMS):
+        image_id = str(uuid.uuid5(_CLAIMS, "\0".join((owner, work.site.name, name, work.over, str(number)))))
+        imagined = _imagined(work, payload)
+        site_rotation.note(work, f"upload {payload} as {image_id}", image_id)
+        with work.lock:  # the main thread must see either that nothing was begun, or its id
+            work.go_on()
+            work.staging = image_id
+        try:
+            catalog.create(
+                connection,
+                image_id,
+                name=imagined.name,
+                disk_format=payload.form.glance,
+                min_disk=-(-work.manifest.disk_size // _GIBIBYTE),
+                properties={
+                    **_properties(work.manifest),
+                    **imagined.properties,
+                    "sage_state": str(ImageState.STAGING),
+                    "sage_until": _until(work),
+                },
+            )
+        except catalog.Taken as taken:
+            with work.lock:
+                work.staging = None
+            if taken.holder is not None and _is_at_work(work, taken.holder):
+                raise _refused(work, taken.holder) from None
+            continue
+        return image_id
+    raise SiteError(
+        f"{work.site.name}: {_MOST_CLAIMS} uploads of {name} failed since {work.over or 'the first'} was published",
+        hint="give an older image the name again (sage-image rollback), then publish",
+    )
+
+
+def _is_at_work(work: Work, holder: SiteImage) -> bool:
+    """Whether another run may be about to give the name to the image that has the id, or just did."""
+    if holder.state == ImageState.CURRENT:
+        return True
+    if holder.state not in (ImageState.STAGING, ImageState.CANDIDATE) or not holder.publisher:
+        return False
+    dead = work.journal is not None and holder.publisher in work.journal.dead
+    lives = False if dead else publisher.lives(holder.publisher)
+    ours = holder.publisher == publisher.identity()  # of an attempt before, which could not be deleted
+    judged = {} if lives is None else {holder.publisher: lives}
+    return not ours and rotation.left_over(holder, datetime.now(timezone.utc), judged) is None
+
+
+def _refused(work: Work, holder: SiteImage) -> Overtaken:
+    return Overtaken(
+        f"{work.site.name}: {holder.publisher or 'another run'} has been publishing {holder.image_name} since "
+        f"{holder.created_at}",
+        hint=f"wait for it; should it be dead, its upload {holder.id} goes with the next run after "
+        f"{holder.until or 'some hours'}, or delete it by hand",
+    )
+
+
+def _until(work: Work) -> str:
+    """When this run will surely have ended; UTC, RFC 3339."""
+    end = datetime.now(timezone.utc) + timedelta(seconds=work.options.upload_deadline) + rotation.UPLOAD_MARGIN
+    return end.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _send(work: Work, connection: "Connection", image_id: str, payload: Payload) -> None:
@@ -334,7 +405,8 @@ def _is_this_build(image: SiteImage, work: Work) -> bool:
 
 def _is_at_hand(image: SiteImage, work: Work) -> bool:
     """Whether an image at the site can be promoted in place of an upload."""
-    return site_rotation.may_be_promoted(image) and _is_this_build(image, work)
+    dead = work.journal.dead if work.journal is not None else ()
+    return site_rotation.may_be_promoted(image, dead) and _is_this_build(image, work)
 
 
 def is_of_recipe(image: SiteImage, site: Site, recipe_digest: str) -> bool:
@@ -377,12 +449,16 @@ def hold_of(standing: Sequence[SiteImage], image_name: str, recipe_digest: str) 
     return None
 
 
-def _check_foreign(work: Work, connection: "Connection", current: SiteImage | None) -> None:
-    """Raise where publishing would make a second image of the name, beside one that this program did not make."""
+def _check_foreign(
+    work: Work, connection: "Connection", standing: Sequence[SiteImage], current: SiteImage | None
+) -> None:
+    """Raise where publishing would make a second image of the name, beside one that is not in ``standing``."""
     name = work.manifest.image_name
     owner = connection.current_project_id
     for image in catalog.name_holders(connection, name):
         if image.owner == owner and image.image_name == name and catalog.TAG in image.tags:
+            if image.id not in {each.id for each in standing}:
+                raise BadListing(f"{work.site.name}: its list of images lacks {image.id}, which has the name {name}")
             continue
         if image.owner != owner and image.visibility == Visibility.PRIVATE:
             continue  # an administrator sees it, readers do not

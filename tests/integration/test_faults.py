@@ -72,7 +72,7 @@ class Faulty:
         """Publish at both sites, or those named; ``patience``: seconds that a site may take for an answer."""
         made, where = manifest.read(folder)
         sites = [load_sites()[name] for name in names or SITES]
-        chosen = PublishOptions(**{"keep": 2, "locks": self.bench.folder / "locks", **options})
+        chosen = PublishOptions(**{"keep": 2, "state": self.bench.folder / "state", **options})
         connections = cloud.connect_all(sites, deadline=patience)
         return publish.publish(made, where, sites, chosen, connections=connections)
 

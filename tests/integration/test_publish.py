@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishing at three real Glances: rotation, retention, refusals, and runs that are killed at any call."""
+"""Publishing at three real Glances: rotation, retention, refusals, interruptions."""
 
 import os
 import signal
@@ -26,37 +26,21 @@ from image_builder.publication import Outcome, PublishOptions, PublishReport, ex
 
 NAMES = ("CHI@UC", "CHI@TACC", "KVM@TACC")
 
-# A publisher in a process of its own.  It is killed right after (or before) its n-th call that changes something.
+# A publisher in a process of its own.
 PROGRAM = """
-import os, signal, sys
+import sys
 from pathlib import Path
 from chameleon_sites.sites import load_sites
 from groundwork import program
-from image_builder import catalog, manifest, publish
+from image_builder import manifest, publish
 from image_builder.publication import PublishOptions, exit_code
 
-folder, locks, kill_at, moment, *names = sys.argv[1:]
-call, left = catalog._call, int(kill_at)
-
-def killed(connection, method, path, **arguments):
-    global left
-    if method == "GET":
-        return call(connection, method, path, **arguments)
-    left -= 1
-    if left == 0 and moment == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    try:
-        return call(connection, method, path, **arguments)
-    finally:
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-catalog._call = killed
+folder, state, *names = sys.argv[1:]
 
 def main():
     made, where = manifest.read(Path(folder))
     sites = [load_sites()[name] for name in names]
-    report = publish.publish(made, where, sites, PublishOptions(keep=2, locks=Path(locks)))
+    report = publish.publish(made, where, sites, PublishOptions(keep=2, state=Path(state)))
     for site in report.sites:
         if site.problem:
             print(site.site, site.problem.message)
@@ -75,7 +59,7 @@ class Bench:
     clouds_yaml: Path
     connections: dict[str, Any]
 
-    def build(self, number: int, *, size: int = 1 << 16) -> Path:
+    def build(self, number: int | str, *, size: int = 1 << 16, built_at: str | None = None) -> Path:
         """A finished build's folder; builds of different numbers have different recipes and contents."""
         folder = self.folder / f"build-{number}"
         folder.mkdir()
@@ -91,7 +75,7 @@ class Bench:
             arch="amd64",
             recipe_digest=f"recipe-{number}",
             checks_digest="checks",
-            built_at=f"2026-11-20T03:{number:02}:00Z",
+            built_at=built_at or f"2026-11-20T03:{number:02}:00Z",
             project_version="0",
             commit=None,
             clean=None,
@@ -108,10 +92,10 @@ class Bench:
     def publish(self, folder: Path, *sites: Site, **options: Any) -> PublishReport:
         made, where = manifest.read(folder)
         chosen = sites or tuple(load_sites()[name] for name in NAMES)
-        return publish.publish(made, where, chosen, PublishOptions(locks=self.folder / "locks", **options))
+        return publish.publish(made, where, chosen, PublishOptions(state=self.folder / "state", **options))
 
-    def start(self, folder: Path, *names: str, kill_at: int = 0, moment: str = "after") -> "subprocess.Popen[bytes]":
-        words = [str(folder), str(self.folder / "locks"), str(kill_at), moment, *(names or NAMES)]
+    def start(self, folder: Path, *names: str) -> "subprocess.Popen[bytes]":
+        words = [str(folder), str(self.folder / "state"), *(names or NAMES)]
         return subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *words],
             env={**os.environ, "OS_CLIENT_CONFIG_FILE": str(self.clouds_yaml), "PYTHONPATH": str(Path.cwd())},
@@ -350,29 +334,6 @@ def test_what_a_killed_upload_left_goes_with_the_next_run(bench: Bench) -> None:
     output, _ = next_run.communicate()
     assert next_run.returncode == 0, output.decode()
     assert all(bench.names(site) == ["Sage", "Sage-20261120T030100Z"] for site in NAMES)
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("kill_at", range(1, 12))  # there are ten calls
-def test_a_run_that_is_killed_at_any_call_is_repaired_by_the_next(bench: Bench, kill_at: int, moment: str) -> None:
-    for number in (1, 2):
-        bench.publish(bench.build(number), load_sites()["CHI@UC"])
-    third = bench.build(3)
-    process = bench.start(third, "CHI@UC", kill_at=kill_at, moment=moment)
-    output, _ = process.communicate()
-    assert process.returncode == (-signal.SIGKILL if kill_at < 11 else 0), output.decode()
-    holders = [image for image in bench.ours() if image.name == bench.name]
-    assert holders, "the SDK finds it, if only hidden"
-    assert sum(not image.hidden for image in holders) <= 1
-    # Either the same build or the next one comes after.
-    fourth = bench.build(4) if kill_at % 2 else third
-    process = bench.start(fourth, "CHI@UC")
-    output, _ = process.communicate()
-    assert process.returncode == 0, output.decode()
-    assert len(bench.names()) == 2
-    assert not any(image.hidden for image in bench.ours())
-    assert bench.ours()[0].name == bench.name
-    assert bench.ours()[0].recipe_digest == ("recipe-4" if kill_at % 2 else "recipe-3")
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3])

@@ -27,8 +27,8 @@ UC = "CHI@UC"
 
 @pytest.fixture
 def site(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:  # noqa: F811
-    """The three sites, with locks in the test's own folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(bench.folder / "cache"))
+    """The three sites, with the journal in the test's own folder."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(bench.folder / "state"))
     return bench
 
 

@@ -139,7 +139,7 @@ def standing(**differs: str) -> SiteInventory:
 def test_what_stands_at_all_sites_is_told_from_one_look_at_each() -> None:
     sites = [site("a"), site("b")]
     looked = {"a": standing(), "b": standing()}
-    made = publish.standing_report(sites, NAME, "digest", PublishOptions(), looked)
+    made = publish.standing_report(sites, NAME, "digest", PublishOptions(), looked, {})
     assert made is not None
     assert [(row.site, row.outcome, row.uploaded) for row in made.sites] == [
         ("a", Outcome.UNCHANGED, 0),
@@ -159,7 +159,7 @@ def test_what_stands_at_all_sites_is_told_from_one_look_at_each() -> None:
 )
 def test_where_one_site_lacks_it_there_is_something_to_do(other: SiteInventory) -> None:
     looked = {"a": standing(), "b": other}
-    assert publish.standing_report([site("a"), site("b")], NAME, "digest", PublishOptions(), looked) is None
+    assert publish.standing_report([site("a"), site("b")], NAME, "digest", PublishOptions(), looked, {}) is None
 
 
 def test_where_a_site_is_held_nothing_is_built_for_it() -> None:
@@ -167,7 +167,7 @@ def test_where_a_site_is_held_nothing_is_built_for_it() -> None:
     withdrawn = image(3, also={"sage_recipe_digest": "digest", "sage_withdrawn_at": "2026-11-20T11:00:00Z"})
     rolled_back = replace(paused, images=(*standing(sage_recipe_digest="another").images, withdrawn))
     looked = {"a": standing(), "b": paused, "c": rolled_back}
-    made = publish.standing_report([site(name) for name in looked], NAME, "digest", PublishOptions(), looked)
+    made = publish.standing_report([site(name) for name in looked], NAME, "digest", PublishOptions(), looked, {})
     assert made is not None
     assert [row.outcome for row in made.sites] == [Outcome.UNCHANGED, Outcome.HELD, Outcome.HELD]
     assert "is paused" in made.sites[1].warnings[0]
@@ -177,7 +177,7 @@ def test_where_a_site_is_held_nothing_is_built_for_it() -> None:
 
 def test_an_image_that_others_are_not_to_see_any_more_is_something_to_do() -> None:
     options = PublishOptions(visibility=(Visibility.PRIVATE,))
-    assert publish.standing_report([site("a")], NAME, "digest", options, {"a": standing()}) is None
+    assert publish.standing_report([site("a")], NAME, "digest", options, {"a": standing()}, {}) is None
 
 
 def test_raw_is_made_on_the_way_and_not_built() -> None:
