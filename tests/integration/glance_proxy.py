@@ -108,20 +108,14 @@ class _Rule:
     times: int
 
 
-class Proxy:
-    """The proxy of one region; ``calls`` are those counted so far, ``url`` is what to lead the publisher to."""
+class Script:
+    """What is to happen at which call; ``calls`` are those counted so far."""
 
-    def __init__(self, upstream: str) -> None:
-        self.upstream = urlsplit(upstream)
+    def __init__(self) -> None:
         self.calls: list[Call] = []
         self.hook: Callable[[Call, Moment], object] | None = None
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.proxy = self
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
 
     def inject(self, fault: Fault, method: str = "", path: str = "", *, skip: int = 0, times: int = 1) -> None:
         """Do ``fault`` to ``times`` calls of this method ("": any) whose path matches, after the first ``skip``."""
@@ -133,11 +127,8 @@ class Proxy:
         with self._lock:
             self.calls, self.hook, self._rules = [], None, []
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def _arrived(self, method: str, path: str) -> tuple[Call, Fault | None]:
+    def arrived(self, method: str, path: str) -> tuple[Call, Fault | None]:
+        """Count a call; gives what is to happen to it."""
         with self._lock:
             call = Call(len(self.calls) + 1, method, path)
             if not path.startswith("/v2/"):
@@ -151,6 +142,27 @@ class Proxy:
                     rule.times -= 1
                     return call, rule.fault
             return call, None
+
+    def tell(self, call: Call, moment: Moment) -> None:
+        if self.hook is not None and call.number:
+            self.hook(call, moment)
+
+
+class Proxy(Script):
+    """The proxy of one region; ``url`` is what to lead the publisher to."""
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__()
+        self.upstream = urlsplit(upstream)
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.proxy = self
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 @contextlib.contextmanager
@@ -196,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         proxy = self.server.proxy
-        call, fault = proxy._arrived(self.command, self.path)
+        call, fault = proxy.arrived(self.command, self.path)
         try:
             self._tell(call, "before")
             if isinstance(fault, Slow):
@@ -316,9 +328,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _tell(self, call: Call, moment: Moment) -> None:
-        hook = self.server.proxy.hook
-        if hook is not None and call.number:
-            hook(call, moment)
+        self.server.proxy.tell(call, moment)
 
     def _cut(self) -> None:
         self.close_connection = True
