@@ -7,7 +7,13 @@ from groundwork.console import mebibytes
 from image_builder.publication import Outcome
 from image_builder.report import ImageReport, RunReport, failures
 
-_MARK = {Outcome.FAILED: "❌", Outcome.PUBLISHED: "✅", Outcome.UNCHANGED: "✅", Outcome.HELD: "⏸️"}
+_MARK = {
+    Outcome.FAILED: "❌",
+    Outcome.INCONCLUSIVE: "❔",
+    Outcome.PUBLISHED: "✅",
+    Outcome.UNCHANGED: "✅",
+    Outcome.HELD: "⏸️",
+}
 
 
 def headline(report: RunReport) -> str:
