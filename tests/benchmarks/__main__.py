@@ -17,7 +17,7 @@ from statistics import median
 from groundwork import console, files
 from image_builder import manifest
 from local_chameleon.cloud import State
-from tests.benchmarks import upkeep, uploads
+from tests.benchmarks import rotation, upkeep, uploads
 from tests.benchmarks.figures import SITES, Figure, local_sites, seconds
 from tests.integration import commands
 
@@ -25,7 +25,12 @@ IMAGE = ("--variant", "sage", "--release", "bookworm")
 PROJECT = Path(__file__).parents[2]
 PERFORMANCE = PROJECT / "docs/performance.md"
 REPEATS = 5
-_WITHOUT_BUILD = {"uploads": uploads.uploads, "rollback": upkeep.rollback}  # what needs no image to begin with
+_WITHOUT_BUILD = {  # what needs no image to begin with
+    "uploads": uploads.uploads,
+    "rollback": upkeep.rollback,
+    "planning": rotation.planning,
+    "swap": rotation.swap,
+}
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
