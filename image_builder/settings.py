@@ -253,6 +253,7 @@ ROLLBACK = (
 PRUNE = (
     *UPKEEP,
     KEEP,
+    KEEP_YOUNGER,
     Setting(
         "older-than",
         "delete only what was built more than so many days ago",

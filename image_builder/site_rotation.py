@@ -83,7 +83,8 @@ def connected(connection: "Connection | SageError") -> "Connection":
 def look(run: SiteRun, connection: "Connection") -> tuple[SiteImage, ...]:
     """What stands, all images of ours of this name.  Raises BadListing where one is left out that still stands."""
     standing = catalog.list_ours(connection, run.image_name)
-    for image_id in run.seen.keys() - {image.id for image in standing}:
+    seen = {image.id for image in run.seen.values() if image.image_name == run.image_name}
+    for image_id in seen - {image.id for image in standing}:
         with contextlib.suppress(catalog.Gone):
             still = catalog.get(connection, image_id)
             raise BadListing(f"{run.site.name}: its list of images lacks {still.name} ({still.id}), which stands there")

@@ -102,6 +102,7 @@ def _care(values: dict[str, Any], request: Request, sites: Sequence[Site] | None
     options = PublishOptions(
         visibility=tuple(Visibility(word) for word in values.get("visibility", ("private",))),
         dry_run=values["dry_run"],
+        keep_younger=timedelta(days=values.get("keep_younger", 0)),
         state=values["state_dir"],
     )
     report = care(request, sites or _sites(values), options, named=bool(sites or values["site"]))

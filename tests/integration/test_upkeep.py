@@ -336,6 +336,22 @@ def test_pruning_deletes_what_is_older_than_asked(site: Bench) -> None:
     assert site.names() == ["Sage", "Sage-20261120T030200Z"]
 
 
+def test_without_a_name_all_are_pruned_each_for_itself(site: Bench) -> None:
+    other = replace(site, name=f"{site.name}-other", folder=site.folder / "other")
+    other.folder.mkdir()
+    try:
+        for each in (site, other):
+            stand(each, (1, 2, 3), UC)
+            catalog.change(site.connections[UC], current(each).id, Change(hidden=True))
+        done = report("prune", "--keep", "2", "--site", UC)
+        gone = [line for line in done[UC]["difference"] if dated(site, 1) in line or dated(other, 1) in line]
+        assert len(gone) == 2
+        assert site.names() == other.names() == ["Sage", "Sage-20261120T030200Z"]
+    finally:
+        for image in other.ours():
+            catalog.delete(site.connections[UC], image.id)
+
+
 # pause and unpause
 
 
