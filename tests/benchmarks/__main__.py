@@ -17,7 +17,7 @@ from statistics import median
 from groundwork import console, files
 from image_builder import manifest
 from local_chameleon.cloud import State
-from tests.benchmarks import rotation, upkeep, uploads
+from tests.benchmarks import nights, rotation, upkeep, uploads
 from tests.benchmarks.figures import SITES, Figure, local_sites, seconds
 from tests.integration import commands
 
@@ -30,6 +30,7 @@ _WITHOUT_BUILD = {  # what needs no image to begin with
     "rollback": upkeep.rollback,
     "planning": rotation.planning,
     "swap": rotation.swap,
+    "night": nights.nights,
 }
 
 
