@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from image_builder.catalog import ImageState
+from image_builder.manifest import MANIFEST, Manifest
 from image_builder.publication import Outcome, Problem, PublishReport, SiteInventory
 
 FORMAT = 1
@@ -154,6 +155,30 @@ def exit_code(
     if len(problems) < len(rows) or any(found.inconclusive for found in problems):
         return 3
     return 2 if all(found.bad_input for found in problems) else 1
+
+
+def of_publication(
+    manifest: Manifest, folder: Path, published: PublishReport, sites: tuple[SiteStanding, ...], begun_at: str
+) -> RunReport:
+    """The report of publishing one finished build (``manifest``, whose files lie in ``folder``)."""
+    seconds = max((row.seconds for row in published.sites), default=0.0)
+    image = ImageReport(
+        variant=manifest.variant,
+        release=manifest.release,
+        arch=manifest.arch,
+        image_name=manifest.image_name,
+        recipe_digest=manifest.recipe_digest,
+        build_id=manifest.build_id,
+        folder=folder,
+        manifest=folder / MANIFEST,
+        files=tuple(folder / file.name for file in manifest.files),
+        changed=changed_at_sites(published),
+        verified=manifest.checks is not None and manifest.checks.passed,
+        seconds=seconds,
+        problem=None,
+    )
+    code = exit_code([image], [published])
+    return RunReport(FORMAT, "sage-image publish", begun_at, now(), seconds, code, (image,), (published,), sites, None)
 
 
 def changed_at_sites(publication: PublishReport) -> bool:

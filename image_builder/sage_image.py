@@ -17,6 +17,7 @@ from image_builder import (
     canary,
     cli,
     disk,
+    hooks,
     inspection,
     machine,
     manifest,
@@ -30,6 +31,7 @@ from image_builder import (
     verify,
 )
 from image_builder import publish as publishing
+from image_builder import report as reporting
 from image_builder import settings as table
 from image_builder.canary import Candidate, Verdict
 from image_builder.hardware import Firmware
@@ -170,10 +172,16 @@ def _publish(values: dict[str, Any], path: Path) -> int:
     options = cli.publish_options(values)
     if options.canary is not None and not values["canary_command"]:
         qemu_canary.check_machine(Arch(made.arch))
-    published = publishing.publish(made, folder, sites, options, connections=cli.connect(sites))
+    told = hooks.load(values["hooks"]) if values["hooks"] else ()
+    begun_at, connections = reporting.now(), cli.connect(sites)
+    published = publishing.publish(made, folder, sites, options, connections=connections)
     cli.tell_publication(published)
     console.result_json(products.to_data(published))
-    return exit_code(published)
+    if options.dry_run:
+        return exit_code(published)
+    look = values["metrics"] or values["pushgateway"]
+    standing = reporting.standing(publishing.inventory(sites, connections=connections)) if look else ()
+    return cli.announce(reporting.of_publication(made, folder, published, standing, begun_at), values, told)
 
 
 def _canary(values: dict[str, Any]) -> int:

@@ -240,3 +240,28 @@ def test_a_page_that_can_not_be_written_is_told_and_fails_nothing_else(house: Ho
     assert done.code == 4, "all is done, and not all is told"
     assert "the record of this night" in done.err
     assert {len(images) for images in ours(local_chameleon).values()} == {2}
+
+
+def test_publishing_one_build_by_hand_is_told_too(house: House, local_chameleon: State) -> None:
+    (folder,) = (house.top / "build" / image_name("one")).iterdir()
+    (house.top / "hooks.yaml").write_text(f"hooks: [{{command: [sh, -c, 'cat > {house.top}/told.json']}}]\n")
+    sites = [word for site in NAMES for word in ("--site", site)]
+    words: list[str | Path] = [
+        "--hooks",
+        house.top / "hooks.yaml",
+        "--metrics",
+        house.top / "sage.prom",
+        "--cache-dir",
+        house.top,
+    ]
+    env = {"OS_CLIENT_CONFIG_FILE": str(local_chameleon.clouds_yaml)}
+    done = commands.run("sage-image", "publish", folder, *sites, *words, env=env, timeout=300)
+    assert done.code == 0, done.err
+    report = json.loads((house.top / "told.json").read_text())
+    jsonschema.Draft202012Validator(json.loads((PROJECT / "image_builder/report.schema.json").read_text())).validate(
+        report
+    )
+    assert report["command"] == "sage-image publish"
+    assert [row["outcome"] for row in report["publications"][0]["sites"]] == ["published"] * 3
+    names = {family.name for family in text_string_to_metric_families((house.top / "sage.prom").read_text())}
+    assert "sage_image_built_timestamp_seconds" in names
