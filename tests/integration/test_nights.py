@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A day in one minute: nights at three sites, with faults at random; what must hold holds after each and at every call.
 
-300 nights at sites in memory; fewer at real Glances.  The faults follow from a number alone, so that a night that went
-wrong goes wrong again.
+300 nights at sites in memory (:mod:`tests.integration.glance_model`).  The faults follow from a number alone, so that a
+night that went wrong goes wrong again.
 """
 
 import random
