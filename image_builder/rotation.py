@@ -453,12 +453,15 @@ def _away(image: SiteImage, reason: str) -> list[Step]:
     return [*([] if retired else [Retire(image.id, image.name, reason)]), Delete(image.id, image.name, reason)]
 
 
-def _old_failures(failed: Sequence[SiteImage], spared: Mapping[str, str]) -> list[Delete]:
-    """Those whose canary failed, beyond the newest."""
+def _old_failures(failed: Sequence[SiteImage], spared: Mapping[str, str]) -> list[Step]:
+    """Away with those whose canary failed, beyond the newest; what a hand has shown is hidden first."""
     newest_first = sorted(failed, key=lambda image: (image.failed_at, image.created_at), reverse=True)
     doomed = [image for image in newest_first[KEEP_FAILED:] if image.id not in spared]
     reason = f"its canary failed, and so did those of the newest {KEEP_FAILED}"
-    return [Delete(image.id, image.name, reason) for image in reversed(doomed)]
+    steps: list[Step] = []
+    for image in reversed(doomed):
+        steps += [Delete(image.id, image.name, reason)] if image.hidden else _away(image, reason)
+    return steps
 
 
 def parse_time(text: str) -> datetime:
