@@ -2,6 +2,7 @@
 """What integration tests share: a Chameleon of their own, on ports of its own, for one session."""
 
 import random
+import signal
 import socket
 from argparse import Namespace
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ import pytest
 from groundwork.settings import resolve
 from local_chameleon import cloud, profiles, settings
 from local_chameleon.cloud import Config, State
+
+# A shell's background jobs ignore it, and so would all programs that are interrupted here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def free_ports() -> int:
