@@ -27,8 +27,11 @@ UC = "CHI@UC"
 
 @pytest.fixture
 def site(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:  # noqa: F811
-    """The three sites, with the journal in the test's own folder."""
+    """The three sites, with the journal in the test's own folder, and nothing of ours there: other tests leave some."""
     monkeypatch.setenv("XDG_STATE_HOME", str(bench.folder / "state"))
+    for connection in bench.connections.values():
+        for image in catalog.list_ours(connection):
+            catalog.delete(connection, image.id)
     return bench
 
 
