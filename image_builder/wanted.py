@@ -143,9 +143,11 @@ def link_elements(folders: Sequence[Path], done: Sequence[str], target: Path) ->
 def spare_update(target: Path) -> None:
     """Have no layer fetch the archive's indexes anew: put into ``target`` an element dpkg that leaves it out.
 
-    A layer is built of the indexes that it was planned by, which are there before it begins.
+    A layer is built of the indexes that it was planned by, which are there before it begins.  A dpkg of the user's own
+    folders stays as it is.
     """
-    shutil.copytree(_stock() / "dpkg", target / "dpkg", ignore=shutil.ignore_patterns("99-apt-get-update"))
+    if not (target / "dpkg").exists():
+        shutil.copytree(_stock() / "dpkg", target / "dpkg", ignore=shutil.ignore_patterns("99-apt-get-update"))
 
 
 def _stock() -> Path:
