@@ -88,3 +88,16 @@ def test_who_asks_is_told_with_file_and_line() -> None:
     here = Path("/elements/docker/package-installs.yaml")
     assert str(Wanted("it", "docker", here, 3)) == f"element 'docker' asks for it ({here}:3)"
     assert str(Wanted("it", None, None, None)) == "the variant asks for it"
+
+
+def test_the_element_is_whole_but_for_its_update(tmp_path: Path) -> None:
+    wanted.spare_update(tmp_path)
+    assert not (tmp_path / "dpkg/pre-install.d/99-apt-get-update").exists()
+    assert (tmp_path / "dpkg/pre-install.d/00-disable-apt-recommends").exists()
+    assert (tmp_path / "dpkg/bin/install-packages").exists()
+
+
+def test_a_dpkg_of_the_users_own_stays(tmp_path: Path) -> None:
+    (tmp_path / "dpkg").mkdir()
+    wanted.spare_update(tmp_path)
+    assert list((tmp_path / "dpkg").iterdir()) == []
