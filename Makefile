@@ -49,7 +49,7 @@ docs: setup  ## docs/settings.md from the table of settings
 	@$(PYTHON) -m image_builder.settings > docs/settings.md
 
 requirements: setup  ## resolve the pinned requirements anew
-	@.venv/bin/uv pip compile --quiet --universal --upgrade --python-version 3.10 --no-header --no-emit-index-url \
+	@.venv/bin/uv pip compile --quiet --universal --upgrade --extra waggle --python-version 3.10 --no-header --no-emit-index-url \
 	    --no-annotate requirements/dev.in setup.cfg --output-file requirements/dev.txt
 
 wheel: setup  ## a wheel in dist/
