@@ -23,6 +23,7 @@ PURE = (
     "image_builder/rotation.py",
     "image_builder/recipe.py",
     "image_builder/variant.py",
+    "virtual_waggle/broker.py",
     "virtual_waggle/message.py",
 )
 DOES_IO = {"socket", "subprocess", "urllib", "requests", "openstack", "groundwork.process", "groundwork.console"}
