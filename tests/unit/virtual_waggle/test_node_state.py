@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node's state folder promises: made whole, repaired, never made anew over what stands; and its apps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from groundwork.errors import InputError
+from virtual_waggle import broker
+from virtual_waggle.broker import Place
+from virtual_waggle.node import apps, state
+from virtual_waggle.node.apps import App
+
+PLACE = Place("/run/secrets", "127.0.0.1", "127.0.0.1")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_folder_is_a_node_with_passwords_of_its_own(tmp_path: Path) -> None:
+    one, two = (state.make_ready(tmp_path / name) for name in ("one", "two"))
+    assert one.settings.node_id != two.settings.node_id
+    passwords = [(node.private / name).read_text() for node in (one, two) for name in broker.NODE_USERS.values()]
+    assert len(set(passwords)) == 2 * len(broker.NODE_USERS)
+    assert min(map(len, passwords)) > 32
+
+
+def test_what_stands_is_left_as_it_is(tmp_path: Path) -> None:
+    made = state.make_ready(tmp_path / "node")
+    state.write_broker_files(made, PLACE)
+    before = contents(tmp_path)
+    times = {name: (tmp_path / name).stat().st_mtime_ns for name in before if not name.endswith(".lock")}
+    state.write_broker_files(state.make_ready(tmp_path / "node"), PLACE)
+    assert contents(tmp_path) == before
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in times} == times
+
+
+def test_what_is_missing_or_open_to_others_is_repaired(tmp_path: Path) -> None:
+    made = state.make_ready(tmp_path / "node")
+    (made.private / "plugin-password").unlink()
+    (made.private / "sharing-password").write_text("")
+    (made.private / "register.pem").write_text("key")
+    (made.private / "register.pem").chmod(0o644)
+    made.private.chmod(0o755)
+    made.apps.rmdir()
+    state.make_ready(tmp_path / "node")
+    assert made.private.stat().st_mode & 0o777 == 0o700
+    assert made.apps.is_dir()
+    for path in made.private.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600, path
+        assert path.read_text()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="something else"):
+        state.make_ready(tmp_path)
+    assert contents(tmp_path) == {"thesis.tex": b"x"}
+
+
+def test_settings_that_stand_are_the_nodes(tmp_path: Path) -> None:
+    (tmp_path / "waggle-node.env").write_text("WAGGLE_NODE_VSN=W023\n")
+    made = state.make_ready(tmp_path)
+    assert made.settings.vsn == "W023"
+    assert state.read(tmp_path).settings == made.settings
+    with pytest.raises(InputError, match="no Waggle node"):
+        state.read(tmp_path / "elsewhere")
+
+
+def test_the_shovel_is_there_when_the_node_is_registered_with_a_beehive(tmp_path: Path) -> None:
+    (tmp_path / "waggle-node.env").write_text("WAGGLE_BEEHIVE_HOST=beehive.example\n")
+    made = state.make_ready(tmp_path)
+
+    def shovels() -> list[str]:
+        state.write_broker_files(made, PLACE)
+        definitions = json.loads((made.private / "definitions.json").read_text())
+        return [entry["value"]["dest-uri"] for entry in definitions["parameters"]]
+
+    assert shovels() == []
+    for name in ("beehive-ca.pem", "node-cert.pem", "node-key.pem"):
+        (made.private / name).write_text("pem")
+    (uri,) = shovels()
+    assert uri.startswith("amqps://beehive.example:5671?cacertfile=/run/secrets/beehive-ca.pem")
+
+
+def test_the_folder_is_the_one_named_then_the_variables_then_one_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert state.choose_folder("/a", {"WAGGLE_STATE_DIR": "/b"}) == Path("/a")
+    assert state.choose_folder(None, {"WAGGLE_STATE_DIR": "/b"}) == Path("/b")
+    monkeypatch.setattr(state, "SYSTEM_FOLDER", tmp_path / "virtual-waggle")
+    assert state.choose_folder(None, {}) == tmp_path / "virtual-waggle"
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert state.choose_folder(None, {"XDG_STATE_HOME": "/home/x/state"}) == Path("/home/x/state/virtual-waggle")
+
+
+def test_an_app_is_written_and_read_and_taken_away(tmp_path: Path) -> None:
+    app = App("waggle/plugin-x:1.0", "test", "x")
+    apps.add(tmp_path, "plugin-1", app)
+    (path,) = tmp_path.iterdir()
+    assert apps.app_id_of(path) == "plugin-1"
+    assert apps.read(path) == app
+    apps.remove(tmp_path, "plugin-1")
+    apps.remove(tmp_path, "plugin-1")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("app_id", ["", "..", "../x", ".x", "a/b", "a b", "x" * 128, "a\n"])
+def test_an_app_id_is_no_path(tmp_path: Path, app_id: str) -> None:
+    with pytest.raises(InputError, match="no app id"):
+        apps.add(tmp_path, app_id, App("x", "x", "x"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"plugin": "x", "job": "y"}',
+        '{"plugin": "x", "job": "y", "task": 1}',
+        '{"plugin": "\\ud800", "job": "y", "task": "z"}',
+        json.dumps({"plugin": "x" * 257, "job": "y", "task": "z"}),
+        "[" * 10_000,
+        json.dumps({"plugin": "x", "job": "y", "task": "z", "more": "m" * 20_000}),
+    ],
+)
+def test_a_file_that_is_no_app_is_told_by_its_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InputError, match=r"x\.json"):
+        apps.read(tmp_path / "x.json")

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's state folder: made where it is missing, repaired where it is not as it should be, else left as it is.
+
+waggle-node.env     settings (node/settings.py)
+private/            0700: passwords, the broker's files, what registration gave
+apps/               the apps that may publish (node/apps.py)
+uploads/            a folder an app, which it sees as /run/waggle/uploads
+data/               measurements where there is no Beehive
+rabbitmq/           the broker's data
+native/             pids and logs of services that run as plain processes
+"""
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from groundwork import files
+from groundwork.errors import InputError
+from virtual_waggle import broker
+from virtual_waggle.broker import Place, ToBeehive
+from virtual_waggle.node import settings
+from virtual_waggle.node.settings import NodeSettings
+
+SYSTEM_FOLDER = Path("/var/lib/virtual-waggle")
+_SERVICE_USER = 990  # of the containers: who owns a folder that root makes
+_FOLDERS = {"private": 0o700, "apps": 0o755, "uploads": 0o755, "data": 0o755, "rabbitmq": 0o700, "native": 0o700}
+_REGISTRATION = ("beehive-ca.pem", "node-cert.pem", "node-key.pem")
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """A node's state folder that is ready."""
+
+    folder: Path
+    settings: NodeSettings
+
+    @property
+    def private(self) -> Path:
+        return self.folder / "private"
+
+    @property
+    def apps(self) -> Path:
+        return self.folder / "apps"
+
+    @property
+    def uploads(self) -> Path:
+        return self.folder / "uploads"
+
+    @property
+    def registered(self) -> bool:
+        """Whether the node has a Beehive and what it takes to come in there."""
+        return bool(self.settings.beehive_host) and all((self.private / name).is_file() for name in _REGISTRATION)
+
+    @property
+    def user(self) -> str:
+        """``uid:gid`` of the folder's owner: whom services run as."""
+        owner = self.folder.stat()
+        return f"{owner.st_uid}:{owner.st_gid}"
+
+
+def choose_folder(named: str | None = None, environment: Mapping[str, str] = os.environ) -> Path:
+    """The state folder: the one named, WAGGLE_STATE_DIR, the machine's where it can be written, else the user's."""
+    named = named or environment.get("WAGGLE_STATE_DIR")
+    if named:
+        return Path(named).expanduser().absolute()
+    near = SYSTEM_FOLDER if SYSTEM_FOLDER.exists() else SYSTEM_FOLDER.parent
+    if os.access(near, os.W_OK):
+        return SYSTEM_FOLDER
+    home = environment.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    return Path(home).absolute() / "virtual-waggle"
+
+
+def read(folder: Path) -> NodeState:
+    """The state of a folder as it stands.  Raises InputError where no node has been set up there."""
+    path = folder / settings.FILE
+    if not path.exists():
+        raise InputError(f"no Waggle node in {folder}", hint="`virtual-waggle up` makes one; or give --state-dir")
+    return NodeState(folder, settings.read(path))
+
+
+def make_ready(folder: Path) -> NodeState:
+    """Make the folder, the settings, the passwords: what is missing alone, with the modes that it must have."""
+    _make_top(folder)
+    with files.lock(folder / ".lock", wait=60):
+        for name, mode in _FOLDERS.items():
+            files.make_folder(folder / name).chmod(mode)
+        _make_settings(folder / settings.FILE)
+        state = read(folder)
+        for name in broker.NODE_USERS.values():
+            _make_password(state.private / name)
+        for path in state.private.iterdir():
+            if path.is_file() and path.stat().st_mode & 0o077:
+                path.chmod(0o600)
+    return state
+
+
+def write_broker_files(state: NodeState, place: Place) -> None:
+    """Write rabbitmq.conf, enabled_plugins and definitions.json into ``private``; what is so already is left alone."""
+    passwords = {name: (state.private / file).read_text().strip() for name, file in broker.NODE_USERS.items()}
+    for name, text in (
+        ("rabbitmq.conf", broker.node_configuration(place)),
+        ("enabled_plugins", broker.enabled_plugins(beehive=False)),
+        ("definitions.json", broker.node_definitions(passwords, place, to_beehive(state))),
+    ):
+        path = state.private / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            files.write_text(path, text, mode=0o600)
+
+
+def to_beehive(state: NodeState) -> ToBeehive | None:
+    """Where the shovel goes; None where the node has no Beehive, or is not registered yet."""
+    given = state.settings
+    return ToBeehive(given.node_id, given.beehive_host, given.beehive_port) if state.registered else None
+
+
+def _make_top(folder: Path) -> None:
+    files.make_folder(folder)
+    if any(folder.iterdir()) and not any((folder / name).exists() for name in (settings.FILE, ".lock")):
+        raise InputError(f"{folder} holds something else than a Waggle node", hint="name an empty folder")
+    # Services never run as root: what root sets up belongs to their user.
+    if os.geteuid() == 0 and folder.stat().st_uid == 0:
+        os.chown(folder, _SERVICE_USER, _SERVICE_USER)
+        for path in folder.rglob("*"):
+            os.chown(path, _SERVICE_USER, _SERVICE_USER, follow_symlinks=False)
+
+
+def _make_settings(path: Path) -> None:
+    node_id = secrets.token_hex(8)
+    if not path.exists():
+        files.write_text(path, settings.text_of_new(node_id))
+    elif not settings.has_node_id(path):
+        files.write_text(path, settings.with_node_id(path.read_text(encoding="utf-8"), node_id))
+
+
+def _make_password(path: Path) -> None:
+    try:
+        if path.read_text(encoding="utf-8").strip():
+            return
+    except (FileNotFoundError, UnicodeDecodeError):
+        pass
+    files.write_text(path, secrets.token_hex(20) + "\n", mode=0o600)
