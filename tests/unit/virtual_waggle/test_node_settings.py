@@ -37,7 +37,10 @@ def test_a_file_of_2020_is_read(tmp_path: Path) -> None:
 def test_comments_quotes_and_export_are_read_as_a_shell_does(tmp_path: Path) -> None:
     path = written(
         tmp_path,
-        "# a node\n\nexport WAGGLE_NODE_ID=\"0000000000000001\"  \nWAGGLE_NODE_VSN='W023'\nWAGGLE_BEEHIVE_PORT=1 # one\n",
+        "# a node\n\n"
+        'export WAGGLE_NODE_ID="0000000000000001"  \n'
+        "WAGGLE_NODE_VSN='W023'\n"
+        "WAGGLE_BEEHIVE_PORT=1 # one\n",
     )
     found = settings.read(path)
     assert (found.node_id, found.vsn, found.beehive_port) == ("0000000000000001", "W023", 1)
