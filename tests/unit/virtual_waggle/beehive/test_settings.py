@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""beehive.env: checked as a whole before anything is done with it."""
+
+from pathlib import Path
+
+import pytest
+
+from groundwork.errors import InputError
+from virtual_waggle.beehive import settings
+from virtual_waggle.beehive.settings import Admit
+
+
+def read(folder: Path, *lines: str) -> settings.Settings:
+    path = folder / "beehive.env"
+    path.write_text("\n".join(lines) + "\n")
+    return settings.read(path)
+
+
+def test_a_host_is_all_that_must_be_given(tmp_path: Path) -> None:
+    found = read(tmp_path, "BEEHIVE_HOST=Beehive.Example.org, 192.0.2.7,2001:DB8::0:1")
+    assert found.hosts == ("beehive.example.org", "192.0.2.7", "2001:db8::1")
+    assert found.host == "beehive.example.org"
+    assert (found.port, found.registration_port, found.upload_port, found.api_port) == (5671, 20022, 20023, 8080)
+    assert found.api_url == "http://beehive.example.org:8080"
+    assert (found.store, found.retention, found.admit) == ("sqlite", None, Admit.LISTED)
+
+
+def test_an_address_of_six_stands_in_brackets_in_links(tmp_path: Path) -> None:
+    assert read(tmp_path, "BEEHIVE_HOST=::1").api_url == "http://[::1]:8080"
+
+
+def test_spans_and_sizes_are_read_with_their_units(tmp_path: Path) -> None:
+    found = read(tmp_path, "BEEHIVE_HOST=a", "BEEHIVE_RETENTION=90d", "BEEHIVE_UPLOAD_LARGEST=512M")
+    assert found.retention == 90 * 86400
+    assert found.upload_largest == 512 << 20
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("BEEHIVE_HOST=-a", "'-a' is neither a host's name nor an address"),
+        ("BEEHIVE_HOST=a_b", "'a_b' is neither a host's name nor an address"),
+        ("BEEHIVE_HOST=", "expected a name or an address"),
+        ("BEEHIVE_PORT=0", "expected a whole number from 1 to 65535"),
+        ("BEEHIVE_ADMIT=all", "unknown word 'all'"),
+        ("BEEHIVE_RETENTION=soon", "expected a number and one of"),
+        ("BEEHIVE_STORE=mysql://a/b", "neither sqlite nor"),
+        ("BEEHIVE_STORE=postgresql://a", "neither sqlite nor"),
+        ("BEEHIVE_STORE=postgresql://a:port/b", "neither sqlite nor"),
+        ("BEEHIVE_API_URL=ftp://a", "expected http://host"),
+        ("BEEHIVE_UPLOAD_LARGEST=1.5g", "expected a number"),
+        ("BEEHIVE_QUEUE_TYPE=stream", "unknown kind of queue"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, line: str, message: str) -> None:
+    lines = [line] if line.startswith("BEEHIVE_HOST") else ["BEEHIVE_HOST=a", line]
+    with pytest.raises(InputError) as error:
+        read(tmp_path, *lines)
+    name = line.partition("=")[0]
+    assert str(error.value).startswith(f"{tmp_path}/beehive.env:{len(lines)}: {name}: {message}")
+
+
+def test_a_stores_password_is_not_repeated_in_the_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read(tmp_path, "BEEHIVE_HOST=a", "BEEHIVE_STORE=postgres:/u:hushhush@h/d")
+    assert "hushhush" not in str(error.value) + str(error.value.hint)
+
+
+def test_no_two_services_share_a_port(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="BEEHIVE_UPLOAD_PORT and BEEHIVE_REGISTRATION_PORT are both 20022"):
+        read(tmp_path, "BEEHIVE_HOST=a", "BEEHIVE_UPLOAD_PORT=20022")

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a Beehive: ``beehive.env`` in its state folder."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from groundwork.compat import StrEnum
+from groundwork.errors import InputError
+from groundwork.settings import one_of, whole_number
+from virtual_waggle import env_file
+from virtual_waggle.env_file import Variable
+
+FILE = "beehive.env"
+
+_LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
+_SPAN = re.compile(r"([1-9][0-9]{0,6})([smhdwy])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
+_SIZE = re.compile(r"([1-9][0-9]{0,8})([kmgt]?)")
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class Admit(StrEnum):
+    """Who may register as a node."""
+
+    LISTED = "listed"
+    KEY = "key"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a Beehive is told.  ``retention`` is in seconds, None: for ever; sizes are in bytes."""
+
+    hosts: tuple[str, ...]
+    port: int
+    registration_port: int
+    upload_port: int
+    api_port: int
+    api_url: str
+    store: str
+    retention: int | None
+    admit: Admit
+    queue_type: str
+    upload_largest: int
+    upload_free: int
+
+    @property
+    def host(self) -> str:
+        """The name or address that nodes are told."""
+        return self.hosts[0]
+
+
+def hosts(text: str) -> tuple[str, ...]:
+    """Names and addresses, separated by commas."""
+    found = tuple(dict.fromkeys(_host(part.strip().lower()) for part in text.split(",") if part.strip()))
+    if not found:
+        raise InputError("expected a name or an address")
+    return found
+
+
+def span(text: str) -> int | None:
+    """Seconds of a span such as ``90d``; None for ""."""
+    if not text:
+        return None
+    match = _SPAN.fullmatch(text)
+    if match is None:
+        raise InputError(f"expected a number and one of s, m, h, d, w, y, found {text[:20]!r}")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as ``512m`` (k, m, g, t: powers of 1024)."""
+    match = _SIZE.fullmatch(text.lower())
+    if match is None:
+        raise InputError(f"expected a number, and k, m, g or t where it is not bytes, found {text[:20]!r}")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def store_url(text: str) -> str:
+    """``sqlite``, or a PostgreSQL database's URL."""
+    if text == "sqlite":
+        return text
+    try:
+        parts = urlsplit(text)
+        known = text.startswith(("postgresql://", "postgres://"))
+        whole = known and len(parts.path) > 1 and (parts.port or 1) > 0
+    except ValueError:
+        whole = False
+    if not whole:  # the URL may hold a password: it is not repeated
+        raise InputError("neither sqlite nor a URL such as postgresql://user@host:5432/database")
+    return text
+
+
+def api_url(text: str) -> str:
+    """The data API's address as readers see it, or ""."""
+    try:
+        parts = urlsplit(text)
+        whole = not text or (parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise InputError(f"expected http://host or https://host, found {text[:80]!r}")
+    return text.rstrip("/")
+
+
+_PORT = whole_number(1, 65535)
+
+TABLE = (
+    Variable(
+        "BEEHIVE_HOST", "names and addresses of this Beehive, separated by commas; nodes are told the first", hosts
+    ),
+    Variable("BEEHIVE_PORT", "port where nodes' measurements come in (AMQPS)", _PORT, "5671"),
+    Variable("BEEHIVE_REGISTRATION_PORT", "port where nodes register (ssh)", _PORT, "20022"),
+    Variable("BEEHIVE_UPLOAD_PORT", "port where nodes' files come in (rsync over ssh)", _PORT, "20023"),
+    Variable("BEEHIVE_API_PORT", "port of the data API and the web page (HTTP)", _PORT, "8080"),
+    Variable(
+        "BEEHIVE_API_URL",
+        "address of the data API in links, where it is not http://<first host>:<API port>",
+        api_url,
+        "",
+    ),
+    Variable("BEEHIVE_STORE", "where measurements are kept: sqlite, or a PostgreSQL URL", store_url, "sqlite"),
+    Variable("BEEHIVE_RETENTION", "how long measurements are kept, such as 90d; empty: for ever", span, ""),
+    Variable(
+        "BEEHIVE_ADMIT",
+        "who may register: listed (nodes admitted by name) or key (any that has the registration key)",
+        one_of("word", tuple(map(str, Admit))),
+        "listed",
+    ),
+    Variable(
+        "BEEHIVE_QUEUE_TYPE",
+        "kind of the loader's queue: classic, or quorum for a cluster of brokers",
+        one_of("kind of queue", ("classic", "quorum")),
+        "classic",
+    ),
+    Variable("BEEHIVE_UPLOAD_LARGEST", "largest file that a node may upload, such as 2g", size, "2g"),
+    Variable("BEEHIVE_UPLOAD_FREE", "uploads are turned away while less than this is free on the disk", size, "1g"),
+)
+
+
+def read(path: Path) -> Settings:
+    """The settings of a ``beehive.env``.  Raises InputError with file, line and name for what is wrong in it."""
+    values = env_file.read(path, TABLE)
+    settings = of(values)
+    ports = {
+        "BEEHIVE_PORT": settings.port,
+        "BEEHIVE_REGISTRATION_PORT": settings.registration_port,
+        "BEEHIVE_UPLOAD_PORT": settings.upload_port,
+        "BEEHIVE_API_PORT": settings.api_port,
+    }
+    seen: dict[int, str] = {}
+    for name, port in ports.items():
+        if port in seen:
+            raise InputError(f"{path}: {name} and {seen[port]} are both {port}")
+        seen[port] = name
+    return settings
+
+
+def of(values: dict[str, Any]) -> Settings:
+    """Settings of a table's values."""
+    given = {name.removeprefix("BEEHIVE_").lower(): value for name, value in values.items()}
+    given["hosts"] = given.pop("host")
+    given["admit"] = Admit(given["admit"])
+    given["api_url"] = given["api_url"] or f"http://{_in_url(given['hosts'][0])}:{given['api_port']}"
+    return Settings(**given)
+
+
+def _host(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        if len(text) > 253 or not all(map(_LABEL.fullmatch, text.split("."))):
+            raise InputError(f"{text[:80]!r} is neither a host's name nor an address") from None
+        return text
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

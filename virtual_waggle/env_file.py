@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings as ``NAME=value``: a file of them, or a service's environment; a table says which there are.
+
+The file is what Compose takes with ``--env-file``: a line a setting, ``#`` begins a comment's line, quotes around a
+value are taken off.  Nothing is put in for ``$NAME``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundwork import files
+from groundwork.errors import InputError, nearest
+
+_LARGEST = 1 << 16  # bytes
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One setting.  ``parse`` makes its value from a text and raises InputError for a wrong one.
+
+    ``default`` is a text too; None: there is none, it must be given.
+    """
+
+    name: str
+    help: str
+    parse: Callable[[str], Any] = str
+    default: str | None = None
+
+
+def read(path: Path, table: Sequence[Variable]) -> dict[str, Any]:
+    """The value of each variable of the table.  Raises InputError with ``file:line: NAME`` for the first wrong one."""
+    known = {variable.name: variable for variable in table}
+    values: dict[str, Any] = {}
+    for number, name, text in _lines(path):
+        where = f"{path}:{number}: {name}"
+        if name not in known:
+            raise InputError(f"{where}: unknown setting", hint=nearest(name, known))
+        if name in values:
+            raise InputError(f"{where}: stands twice")
+        values[name] = _parsed(known[name], text, where)
+    for variable in table:
+        if variable.name not in values:
+            if variable.default is None:
+                raise InputError(f"{path}: {variable.name} is missing", hint=f"expected: {variable.help}")
+            values[variable.name] = _parsed(variable, variable.default, f"{path}: {variable.name}")
+    return values
+
+
+def from_environment(environment: Mapping[str, str], table: Sequence[Variable]) -> dict[str, Any]:
+    """The value of each variable of the table.  Raises InputError that names the first wrong or missing one."""
+    values: dict[str, Any] = {}
+    for variable in table:
+        text = environment.get(variable.name, variable.default)
+        if text is None:
+            raise InputError(f"{variable.name} is not set", hint=f"expected: {variable.help}")
+        values[variable.name] = _parsed(variable, text, variable.name)
+    return values
+
+
+def text_of(table: Sequence[Variable], given: Mapping[str, str]) -> str:
+    """The text of a new settings file: each variable under its explanation, those left at their defaults commented."""
+    lines: list[str] = []
+    for variable in table:
+        if variable.name in given:
+            line = f"{variable.name}={given[variable.name]}"
+        else:
+            line = f"#{variable.name}={variable.default or ''}"
+        lines += [f"# {variable.help}", line, ""]
+    return "\n".join(lines)
+
+
+def change(path: Path, table: Sequence[Variable], given: Mapping[str, str]) -> bool:
+    """Set these variables in a settings file, which may be absent; all else in it stays.  Whether anything changed.
+
+    What comes of it is checked before it takes the file's place.
+    """
+    if not path.exists():
+        text = text_of(table, given)
+    else:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        places = {name: number - 1 for number, name, _ in _lines(path)}
+        for name, value in given.items():
+            if name in places:
+                lines[places[name]] = f"{name}={value}"
+            else:
+                lines.append(f"{name}={value}")
+        text = "\n".join(lines) + "\n"
+        if text == path.read_text(encoding="utf-8"):
+            return False
+    with files.writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        try:
+            read(temporary, table)
+        except InputError as error:
+            raise InputError(str(error).replace(str(temporary), str(path)), hint=error.hint) from None
+    return True
+
+
+def _lines(path: Path) -> list[tuple[int, str, str]]:
+    """Number, name and value of each line that sets something."""
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise InputError(f"{path} is larger than {_LARGEST >> 10} KiB; expected lines NAME=value")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file in UTF-8") from None
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, equals, value = line.strip().partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise InputError(f"{path}:{number}: expected NAME=value, found {line.strip()[:60]!r}")
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        found.append((number, name.strip(), value))
+    return found
+
+
+def _parsed(variable: Variable, text: str, where: str) -> Any:
+    try:
+        return variable.parse(text)
+    except InputError as error:
+        raise InputError(f"{where}: {error}", hint=error.hint or f"expected: {variable.help}") from None
