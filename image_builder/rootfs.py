@@ -235,7 +235,7 @@ def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path, native: Pa
         "DIB_LOCKFILES": str(files.make_folder(kept / "locks")),
         "DIB_NO_TIMESTAMP": "1",
         "DIB_NO_TMPFS": "1",  # the tree is renamed out of its temporary folder
-        "DIB_PYTHON_EXEC": sys.executable,
+        "DIB_PYTHON_EXEC": str(programs / "python"),
         "DIB_RELEASE": recipe.release,
         "DIB_UBUNTU_MIRROR_DISTS": "updates,security",
         "ELEMENTS_PATH": str(elements),
@@ -248,6 +248,7 @@ def _layer_job(recipe: Recipe, layer: Layer, cache: Path, work: Path, native: Pa
         "SAGE_BUILD_SOURCES": archive.build_sources,
         "SAGE_DISTRO": recipe.os_name.lower(),
         "SAGE_PAYLOAD": str(work / "payload"),
+        "SAGE_PYTHON": sys.executable,
         "SAGE_ROOT_LABEL": ROOT_LABEL,
         "SAGE_SOURCES": str(work / "sources"),
         "SOURCE_DATE_EPOCH": str(recipe.epoch),
