@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings as ``NAME=value``: a file of them, or a service's environment; a table says which there are.
 
-The file is what Compose takes with ``--env-file``: a line a setting, ``#`` begins a comment's line, quotes around a
-value are taken off.  Nothing is put in for ``$NAME``.
+A line a setting, as a shell would read it: ``export`` may stand before, ``#`` begins a comment, quotes around a value
+are taken off.  Nothing is put in for ``$NAME``.  A setting left empty is at its default.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ def read(path: Path, table: Sequence[Variable]) -> dict[str, Any]:
             raise InputError(f"{where}: unknown setting", hint=nearest(name, known))
         if name in values:
             raise InputError(f"{where}: stands twice")
-        values[name] = _parsed(known[name], text, where)
+        values[name] = _parsed(known[name], text or known[name].default or "", where)
     for variable in table:
         if variable.name not in values:
             if variable.default is None:
@@ -52,7 +52,7 @@ def from_environment(environment: Mapping[str, str], table: Sequence[Variable]) 
     """The value of each variable of the table.  Raises InputError that names the first wrong or missing one."""
     values: dict[str, Any] = {}
     for variable in table:
-        text = environment.get(variable.name, variable.default)
+        text = environment.get(variable.name) or variable.default
         if text is None:
             raise InputError(f"{variable.name} is not set", hint=f"expected: {variable.help}")
         values[variable.name] = _parsed(variable, text, variable.name)
@@ -112,14 +112,17 @@ def _lines(path: Path) -> list[tuple[int, str, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        name, equals, value = line.strip().partition("=")
+        name, equals, value = line.strip().removeprefix("export ").partition("=")
         if not equals or not name.strip().isidentifier():
             raise InputError(f"{path}:{number}: expected NAME=value, found {line.strip()[:60]!r}")
-        value = value.strip()
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        found.append((number, name.strip(), value))
+        found.append((number, name.strip(), _unquoted(value.strip())))
     return found
+
+
+def _unquoted(value: str) -> str:
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1]
+    return "" if value.startswith("#") else value.partition(" #")[0].rstrip()
 
 
 def _parsed(variable: Variable, text: str, where: str) -> Any:

@@ -18,13 +18,12 @@ from pathlib import Path
 
 from groundwork import files
 from groundwork.errors import InputError
-from virtual_waggle import broker
+from virtual_waggle import broker, env_file, state_folder
 from virtual_waggle.broker import Place, ToBeehive
 from virtual_waggle.node import settings
 from virtual_waggle.node.settings import NodeSettings
 
-SYSTEM_FOLDER = Path("/var/lib/virtual-waggle")
-_SERVICE_USER = 990  # of the containers: who owns a folder that root makes
+_OURS = (settings.FILE, ".lock")  # what tells a node's folder from others
 _FOLDERS = {"private": 0o700, "apps": 0o755, "uploads": 0o755, "data": 0o755, "rabbitmq": 0o700, "native": 0o700}
 _REGISTRATION = ("beehive-ca.pem", "node-cert.pem", "node-key.pem")
 
@@ -62,14 +61,7 @@ class NodeState:
 
 def choose_folder(named: str | None = None, environment: Mapping[str, str] = os.environ) -> Path:
     """The state folder: the one named, WAGGLE_STATE_DIR, the machine's where it can be written, else the user's."""
-    named = named or environment.get("WAGGLE_STATE_DIR")
-    if named:
-        return Path(named).expanduser().absolute()
-    near = SYSTEM_FOLDER if SYSTEM_FOLDER.exists() else SYSTEM_FOLDER.parent
-    if os.access(near, os.W_OK):
-        return SYSTEM_FOLDER
-    home = environment.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
-    return Path(home).absolute() / "virtual-waggle"
+    return state_folder.chosen(named, "WAGGLE_STATE_DIR", "virtual-waggle", environment)
 
 
 def read(folder: Path) -> NodeState:
@@ -82,14 +74,16 @@ def read(folder: Path) -> NodeState:
 
 def make_ready(folder: Path) -> NodeState:
     """Make the folder, the settings, the passwords: what is missing alone, with the modes that it must have."""
-    _make_top(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in _OURS):
+        raise InputError(f"{folder} holds something else than a Waggle node", hint="name an empty folder")
+    state_folder.prepare(folder)
     with files.lock(folder / ".lock", wait=60):
         for name, mode in _FOLDERS.items():
             files.make_folder(folder / name).chmod(mode)
         _make_settings(folder / settings.FILE)
         state = read(folder)
         for name in broker.NODE_USERS.values():
-            _make_password(state.private / name)
+            state_folder.password(state.private / name)
         for path in state.private.iterdir():
             if path.is_file() and path.stat().st_mode & 0o077:
                 path.chmod(0o600)
@@ -115,29 +109,6 @@ def to_beehive(state: NodeState) -> ToBeehive | None:
     return ToBeehive(given.node_id, given.beehive_host, given.beehive_port) if state.registered else None
 
 
-def _make_top(folder: Path) -> None:
-    files.make_folder(folder)
-    if any(folder.iterdir()) and not any((folder / name).exists() for name in (settings.FILE, ".lock")):
-        raise InputError(f"{folder} holds something else than a Waggle node", hint="name an empty folder")
-    # Services never run as root: what root sets up belongs to their user.
-    if os.geteuid() == 0 and folder.stat().st_uid == 0:
-        os.chown(folder, _SERVICE_USER, _SERVICE_USER)
-        for path in folder.rglob("*"):
-            os.chown(path, _SERVICE_USER, _SERVICE_USER, follow_symlinks=False)
-
-
 def _make_settings(path: Path) -> None:
-    node_id = secrets.token_hex(8)
-    if not path.exists():
-        files.write_text(path, settings.text_of_new(node_id))
-    elif not settings.has_node_id(path):
-        files.write_text(path, settings.with_node_id(path.read_text(encoding="utf-8"), node_id))
-
-
-def _make_password(path: Path) -> None:
-    try:
-        if path.read_text(encoding="utf-8").strip():
-            return
-    except (FileNotFoundError, UnicodeDecodeError):
-        pass
-    files.write_text(path, secrets.token_hex(20) + "\n", mode=0o600)
+    if not path.exists() or not env_file.read(path, settings.TABLE)[settings.NODE_ID]:
+        env_file.change(path, settings.TABLE, {settings.NODE_ID: secrets.token_hex(8)})

@@ -9,7 +9,7 @@ import pytest
 from groundwork.errors import InputError
 from virtual_waggle import broker
 from virtual_waggle.broker import Place
-from virtual_waggle.node import apps, state
+from virtual_waggle.node import apps, settings, state
 from virtual_waggle.node.apps import App
 
 PLACE = Place("/run/secrets", "127.0.0.1", "127.0.0.1")
@@ -24,7 +24,7 @@ def test_a_new_folder_is_a_node_with_passwords_of_its_own(tmp_path: Path) -> Non
     assert one.settings.node_id != two.settings.node_id
     passwords = [(node.private / name).read_text() for node in (one, two) for name in broker.NODE_USERS.values()]
     assert len(set(passwords)) == 2 * len(broker.NODE_USERS)
-    assert min(map(len, passwords)) > 32
+    assert min(map(len, passwords)) >= 27
 
 
 def test_what_stands_is_left_as_it_is(tmp_path: Path) -> None:
@@ -85,15 +85,18 @@ def test_the_shovel_is_there_when_the_node_is_registered_with_a_beehive(tmp_path
     assert uri.startswith("amqps://beehive.example:5671?cacertfile=/run/secrets/beehive-ca.pem")
 
 
-def test_the_folder_is_the_one_named_then_the_variables_then_one_that_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert state.choose_folder("/a", {"WAGGLE_STATE_DIR": "/b"}) == Path("/a")
-    assert state.choose_folder(None, {"WAGGLE_STATE_DIR": "/b"}) == Path("/b")
-    monkeypatch.setattr(state, "SYSTEM_FOLDER", tmp_path / "virtual-waggle")
-    assert state.choose_folder(None, {}) == tmp_path / "virtual-waggle"
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    assert state.choose_folder(None, {"XDG_STATE_HOME": "/home/x/state"}) == Path("/home/x/state/virtual-waggle")
+@pytest.mark.parametrize("text", ["WAGGLE_NODE_VSN=W1\nWAGGLE_NODE_ID=\n", "WAGGLE_NODE_VSN=W1", ""])
+def test_settings_without_an_id_get_one_and_keep_the_rest(tmp_path: Path, text: str) -> None:
+    (tmp_path / settings.FILE).write_text(text)
+    made = state.make_ready(tmp_path)
+    assert made.settings.vsn == ("W1" if "W1" in text else f"V{made.settings.node_id[-3:].upper()}")
+    assert state.make_ready(tmp_path).settings == made.settings
+
+
+def test_new_settings_name_every_key(tmp_path: Path) -> None:
+    made = state.make_ready(tmp_path / "node")
+    for variable in settings.TABLE:
+        assert f"{variable.name}=" in (made.folder / settings.FILE).read_text()
 
 
 def test_an_app_is_written_and_read_and_taken_away(tmp_path: Path) -> None:
