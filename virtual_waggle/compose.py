@@ -219,7 +219,7 @@ class _Reading:
         take("stop_grace_period", tree.seconds)
         take("environment", self.environment)
         take("env_file", self.env_files, "env_files")
-        take("depends_on", _depends_on)
+        take("depends_on", self.depends_on)
         take("healthcheck", self.healthcheck)
         take("ports", self.ports)
         take("expose", lambda at: tuple(port for item in tree.items(at) for port in _short_port(item, exposed=True)))
@@ -268,6 +268,17 @@ class _Reading:
                 continue
             read.append(EnvFile(item.place, path, read_env_file(path, self.variables, raw=raw)))
         return tuple(read)
+
+    def depends_on(self, node: Node) -> tuple[Dependency, ...]:
+        if isinstance(node.value, list):
+            return tuple(Dependency(item.place, tree.text(item)) for item in node.value)
+        found = []
+        for name, item in tree.mapping(node).items():
+            keys = self.known(item, ("condition", "required"), unread=("restart",))
+            condition = tree.one_of([*Condition])(keys["condition"]) if "condition" in keys else Condition.STARTED
+            required = tree.boolean(keys["required"]) if "required" in keys else True
+            found.append(Dependency(item.place, name, Condition(condition), required))
+        return tuple(found)
 
     def healthcheck(self, node: Node) -> Healthcheck | None:
         keys = self.known(
@@ -420,8 +431,8 @@ class _Reading:
         deploy = (
             self.known(
                 keys["deploy"],
-                ("mode", "replicas", "labels", "resources", "restart_policy", "placement"),
-                unread=("endpoint_mode", "update_config", "rollback_config"),
+                ("mode", "replicas", "resources", "restart_policy", "placement"),
+                unread=("labels", "endpoint_mode", "update_config", "rollback_config"),
             )
             if "deploy" in keys
             else {}
@@ -497,8 +508,8 @@ class _Reading:
     def network(self, key: str, node: Node, project: str) -> Network:
         keys = self.known(
             node,
-            ("name", "external", "driver", "internal", "labels", "attachable"),
-            unread=("driver_opts", "ipam", "enable_ipv4", "enable_ipv6"),
+            ("name", "external", "driver", "internal", "attachable"),
+            unread=("labels", "driver_opts", "ipam", "enable_ipv4", "enable_ipv6"),
         )
         external, name = _external(keys, key, f"{project}_{key}")
         internal = "internal" in keys and tree.boolean(keys["internal"])
@@ -508,8 +519,8 @@ class _Reading:
     def material(self, key: str, node: Node) -> Material:
         keys = self.known(
             node,
-            ("name", "external", "file", "environment", "content", "labels"),
-            unread=("driver", "driver_opts", "template_driver"),
+            ("name", "external", "file", "environment", "content"),
+            unread=("labels", "driver", "driver_opts", "template_driver"),
         )
         external, name = _external(keys, key, key)
         if external:
@@ -571,21 +582,6 @@ def _external(keys: Mapping[str, Node], key: str, default: str) -> tuple[bool, s
         inner = tree.mapping(node)
         return True, tree.text(inner["name"]) if "name" in inner else name or key
     return (True, name or key) if tree.boolean(node) else (False, name or default)
-
-
-def _depends_on(node: Node) -> tuple[Dependency, ...]:
-    if isinstance(node.value, list):
-        return tuple(Dependency(item.place, tree.text(item)) for item in node.value)
-    found = []
-    for name, item in tree.mapping(node).items():
-        keys = tree.mapping(item)
-        for key, value in keys.items():
-            if key not in ("condition", "required", "restart"):
-                raise value.error("unknown key", hint=nearest(key, ("condition", "required", "restart")))
-        condition = tree.one_of([*Condition])(keys["condition"]) if "condition" in keys else Condition.STARTED
-        required = tree.boolean(keys["required"]) if "required" in keys else True
-        found.append(Dependency(item.place, name, Condition(condition), required))
-    return tuple(found)
 
 
 def _restart(node: Node) -> dict[str, Any]:

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Kubernetes takes as names, quantities and texts, and manifests as YAML."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+_LONGEST_NAME = 52  # characters: a label has 63, and controllers add up to 11
+_LABEL_PART = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
+_OPERATORS = re.compile(r"\$+(?=\()|\${2,}")
+
+
+class Names:
+    """Names of one kind of object: legal and unique, the same for the same wishes in the same order."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, str] = {}
+
+    def __call__(self, wanted: str) -> str:
+        """The name for ``wanted``, always the same one."""
+        if wanted not in self._given:
+            base = legal(wanted)
+            name, number = base, 2
+            while name in self._given.values():
+                name, number = f"{base[: _LONGEST_NAME - 4]}-{number}", number + 1
+            self._given[wanted] = name
+        return self._given[wanted]
+
+
+def legal(wanted: str) -> str:
+    """A name that Kubernetes takes for any object (RFC 1035): ``my_db`` -> ``my-db``."""
+    name = re.sub(r"[^a-z0-9]+", "-", wanted.lower()).strip("-")
+    if not name or not name[0].isalpha():
+        name = f"x-{name}".rstrip("-")
+    if len(name) > _LONGEST_NAME:
+        digest = hashlib.sha256(wanted.encode()).hexdigest()[:8]
+        name = f"{name[: _LONGEST_NAME - 9].rstrip('-')}-{digest}"
+    return name
+
+
+def is_annotation(key: str) -> bool:
+    """Whether this can be the key of an annotation."""
+    prefix, slash, name = key.rpartition("/")
+    fits = _LABEL_PART.fullmatch(name) is not None
+    return fits and (not slash or (len(prefix) <= 253 and _SUBDOMAIN.fullmatch(prefix) is not None))
+
+
+def is_label_value(text: str) -> bool:
+    """Whether this can be the value of a label."""
+    return not text or _LABEL_PART.fullmatch(text) is not None
+
+
+def is_hostname(text: str) -> bool:
+    """Whether this can be a pod's host name."""
+    return len(text) <= 63 and re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", text) is not None
+
+
+def is_variable(name: str) -> bool:
+    """Whether a variable may have this name."""
+    return _VARIABLE.fullmatch(name) is not None
+
+
+def data_key(wanted: str) -> str:
+    """A key of a ConfigMap or Secret: ``a/b.yml`` -> ``a__b.yml``."""
+    return re.sub(r"[^-._a-zA-Z0-9]", "_", wanted.replace("/", "__"))[-253:]
+
+
+def literal(text: str) -> str:
+    """A text in which Kubernetes finds no ``$(VARIABLE)``: it reads ``$$`` as ``$``, and ``$(`` as a reference."""
+    return _OPERATORS.sub(lambda found: found[0] * 2, text)
+
+
+def cpus(count: float) -> str:
+    """An amount of processors: 0.5 -> ``500m``."""
+    return str(int(count)) if count == int(count) else f"{max(1, round(count * 1000))}m"
+
+
+def size(count: int) -> str:
+    """An amount of bytes: 268435456 -> ``256Mi``."""
+    for unit, power in (("Gi", 30), ("Mi", 20), ("Ki", 10)):
+        if count and count % (1 << power) == 0:
+            return f"{count >> power}{unit}"
+    return str(count)
+
+
+def to_yaml(documents: Iterable[Mapping[str, Any]]) -> str:
+    """The documents as one YAML file, their keys in the order given."""
+    return "".join(
+        "---\n"
+        + yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, line_break="\n")
+        for document in documents
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as such; what another reader of YAML could take for a number stands in quotes."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None
+    if "\n" in text.rstrip("\n") and not re.search(r"[ \t]\n|[^\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd]", text):
+        style = "|"
+    elif re.match(r"[-+.0-9]|[yYnN]$", text):  # 1e3 is a number for Kubernetes and a text for PyYAML
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
