@@ -7,9 +7,9 @@ The OpenStack SDK takes half a second to import, so it is imported only where a 
 import logging
 import os
 import random
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import groundwork
 from chameleon_sites.sites import Site
 from groundwork.errors import InputError, SageError
 from groundwork.files import join_names
+from groundwork.worker import Worker
 
 if TYPE_CHECKING:
     from openstack.config import OpenStackConfig
@@ -70,19 +71,17 @@ def connect_all(sites: Sequence[Site], *, deadline: float = 20.0) -> "dict[str, 
         except Exception as error:
             found[site.name] = explain(site.name, error)
 
-    threads = []
+    workers = []
     for site in sites:
         try:
             connection = _open(config, site, deadline)
         except SageError as error:
             found[site.name] = error
             continue
-        thread = threading.Thread(target=authorize, args=(site, connection), name=f"connect {site.name}", daemon=True)
-        thread.start()
-        threads.append(thread)
-    for thread in threads:
-        while thread.is_alive():  # a join without timeout would hold signals back
-            thread.join(0.2)
+        workers.append(Worker(partial(authorize, site, connection), name=f"connect {site.name}"))
+    for worker in workers:
+        while not worker.wait(0.2):
+            pass
     return {site.name: found[site.name] for site in sites}
 
 

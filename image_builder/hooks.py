@@ -10,8 +10,6 @@ import os
 import smtplib
 import ssl
 import stat
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +24,7 @@ from groundwork import console, documents, process, products
 from groundwork.compat import StrEnum
 from groundwork.documents import Document
 from groundwork.errors import SageError
+from groundwork.worker import Worker
 from image_builder import summary
 from image_builder.report import RunReport
 
@@ -224,12 +223,7 @@ def within(deadline: float, work: Callable[[], None]) -> None:
         except BaseException as error:
             raised.append(error)
 
-    thread = threading.Thread(target=guarded, daemon=True)
-    thread.start()
-    end = time.monotonic() + deadline
-    while thread.is_alive() and time.monotonic() < end:
-        thread.join(0.05)  # short, so that signals arrive
-    if thread.is_alive():
+    if not Worker(guarded).wait(deadline):
         raise SageError(f"not done within {deadline:g} s")
     if raised:
         raise raised[0]

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,6 +16,7 @@ from chameleon_sites.sites import Site, Upload
 from groundwork import console, files
 from groundwork.console import Stage
 from groundwork.errors import SageError
+from groundwork.worker import Worker
 from image_builder import catalog, journal, rootfs, site_rotation, site_work, upload
 from image_builder.catalog import Visibility
 from image_builder.manifest import Manifest
@@ -95,17 +97,16 @@ def at_all_sites(runs: Sequence[Run], work: Callable[[Run], None], stop: threadi
 
     Raises only what interrupts the program; ``stop`` is set then, and what was begun is cleaned up or finished.
     """
-    threads = [threading.Thread(target=work, args=(run,), name=f"publish {run.site.name}", daemon=True) for run in runs]
+    workers: list[Worker] = []
     try:
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
-            for thread in threads:
-                thread.join(0.05)  # short, so that signals arrive
+        workers += (Worker(partial(work, run), name=f"publish {run.site.name}") for run in runs)
+        while any(worker.alive for worker in workers):
+            for worker in workers:
+                worker.wait(0.05)
             stage.detail(", ".join(run.progress() for run in runs))
     except BaseException:
         stop.set()
-        _clean_up(runs, threads)
+        _clean_up(runs, workers)
         raise
 
 
@@ -175,25 +176,22 @@ def inventory(
         except Exception as error:
             found[site.name] = SiteInventory(site.name, (), site_rotation.problem_of(site, error))
 
-    threads = [threading.Thread(target=read, args=(site,), daemon=True) for site in sites]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(0.05)
+    for worker in [Worker(partial(read, site)) for site in sites]:
+        while not worker.wait(0.2):
+            pass
     return tuple(found[site.name] for site in sites)
 
 
-def _clean_up(runs: Sequence[SiteRun], threads: Sequence[threading.Thread]) -> None:
+def _clean_up(runs: Sequence[SiteRun], workers: Sequence[Worker]) -> None:
     """After an interruption: wait for the threads to delete what they began; do it for those that are stuck."""
     deadline = time.monotonic() + _PATIENCE
-    for run, thread in zip(runs, threads, strict=True):
-        while thread.is_alive() and time.monotonic() < deadline:
+    for run, worker in zip(runs, workers, strict=False):  # an interruption may come before all are started
+        while worker.alive and time.monotonic() < deadline:
             with run.lock:
                 idle = run.staging is None and not run.swapping and not run.trying
             if idle:
                 break  # stuck in a question that changes nothing; it ends with the program
-            thread.join(0.05)
+            worker.wait(0.05)
     for run in runs:
         with run.lock:
             stuck = run.staging is not None and not run.swapping

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The root trees of a run's recipes: while the disk of one is made and checked, the layers of the next are built."""
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from groundwork import console, files, process
+from groundwork.worker import Worker
 from image_builder import layers, rootfs
 from image_builder.recipe import Recipe
 from image_builder.rootfs import RootTree
@@ -27,9 +27,9 @@ class Trees:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._next is not None and self._next.is_alive():
+        if self._next is not None and self._next.worker.alive:
             process.stop_all()
-            self._next.join(_PATIENCE)
+            self._next.worker.wait(_PATIENCE)
 
     def get(self, recipe: Recipe, stage: console.Stage) -> RootTree:
         """The recipe's tree; then the next recipe's is begun beside.  Raises what building it raised."""
@@ -37,8 +37,8 @@ class Trees:
         if beside is not None and beside.recipe.digest == recipe.digest:
             tree = beside.wait(stage)
         else:
-            if beside is not None:
-                beside.join()
+            while beside is not None and not beside.worker.wait(0.5):
+                pass
             tree = self._build(recipe, stage)
         following = next((other for other in self._recipes if other.digest not in self._begun(recipe)), None)
         if following is not None:
@@ -62,28 +62,26 @@ class Trees:
         return tree
 
 
-class _Beside(threading.Thread):
+class _Beside:
     """Builds one tree while other work goes on."""
 
     def __init__(self, trees: Trees, recipe: Recipe) -> None:
-        super().__init__(daemon=True)
         self.recipe = recipe
         self._trees = trees
         self._stage = console.Stage("root tree")
         self._tree: RootTree | None = None
         self._error: BaseException | None = None
-        self.start()
+        self.worker = Worker(self._build)
 
-    def run(self) -> None:
+    def _build(self) -> None:
         try:
             self._tree = self._trees._build(self.recipe, self._stage)
         except BaseException as error:  # for whoever waits
             self._error = error
 
     def wait(self, stage: console.Stage) -> RootTree:
-        while self.is_alive():
+        while not self.worker.wait(0.5):
             stage.detail(self._stage.shown)
-            self.join(0.5)
         if self._error is not None:
             raise self._error
         assert self._tree is not None

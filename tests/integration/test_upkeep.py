@@ -4,6 +4,7 @@ words, twice in a row, and with a site that is down."""
 
 import json
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +214,43 @@ def test_a_rollback_that_is_killed_is_done_or_not_and_never_undone(
     assert outcomes(site.publish(second, load_sites()[UC])) == [Outcome.HELD if rolled_back else Outcome.UNCHANGED]
     assert current(site).recipe_digest == ("recipe-1" if rolled_back else "recipe-2")
     assert len(site.names()) == 2
+    assert not any(image.hidden for image in site.ours())
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])  # mark, hide, promote, back-date
+def test_a_rollback_that_is_interrupted_leaves_one_current_image_and_nothing_half_done(
+    site: Bench, local_chameleon: Any, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    stand(site, (1, 2), UC)
+    with glance_proxy.proxies({UC: local_chameleon.endpoints[UC]["image"]}) as made:
+        clouds = glance_proxy.lead_through(site.clouds_yaml, made, site.folder / "proxied.yaml")
+        monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(clouds))
+        changes = 0
+
+        def interrupt(call: Call, now: Moment) -> None:
+            nonlocal changes
+            changes += call.changes and now == "before"
+            if call.changes and changes == at and now == "before":
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.5)
+
+        made[UC].hook = interrupt
+        process = commands.start("sage-image", "rollback", site.name, "--site", UC)
+        ran = commands.finish(process, timeout=60)
+    assert ran.code == 128 + signal.SIGINT
+    assert "Traceback" not in ran.err
+    assert current(site).recipe_digest in ("recipe-1", "recipe-2")
+    assert len(set(site.names())) == len(site.names()) == 2
+    assert not any(image.hidden for image in site.ours())
+
+
+def test_two_rollbacks_at_once_leave_one_current_image(site: Bench) -> None:
+    stand(site, (1, 2, 3), UC)
+    both = [commands.start("sage-image", "rollback", site.name, "--site", UC) for _ in range(2)]
+    assert [commands.finish(process, timeout=120).code for process in both] == [0, 0]
+    # Those that saw the same image current asked for the same.
+    assert current(site).recipe_digest in ("recipe-1", "recipe-2")
+    assert len(set(site.names())) == len(site.names()) == 3
     assert not any(image.hidden for image in site.ours())
 
 
