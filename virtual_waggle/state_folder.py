@@ -50,6 +50,7 @@ def become_owner(folder: Path) -> None:
     user, group = owner(folder)
     if user == 0:
         raise InputError(f"{folder} belongs to root", hint=f"chown -R {SERVICE_ID}:{SERVICE_ID} {folder}")
+    "a".encode("idna")  # loaded at first use, perhaps from a folder that only root can read; names of hosts take it
     os.setgroups([])
     os.setgid(group)
     os.setuid(user)

@@ -25,7 +25,7 @@ from virtual_waggle import certificates, state_folder
 
 AUTHORITY_DAYS = 7300
 SERVICE_DAYS = 730  # the Beehive's own services
-NODE_DAYS = 365
+NODE_TIME = timedelta(days=365)
 _EARLY = timedelta(days=1)  # clocks of nodes may be behind
 _RESTORE = "restore it from a backup; a new authority would shut out every registered node"
 

@@ -12,13 +12,12 @@ from groundwork.compat import StrEnum
 from groundwork.errors import InputError
 from groundwork.settings import one_of, whole_number
 from virtual_waggle import env_file
+from virtual_waggle.beehive.store import parse_retention
 from virtual_waggle.env_file import Variable
 
 FILE = "beehive.env"
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
-_SPAN = re.compile(r"([1-9][0-9]{0,6})([smhdwy])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31536000}
 _SIZE = re.compile(r"([1-9][0-9]{0,8})([kmgt]?)")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -32,7 +31,7 @@ class Admit(StrEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a Beehive is told.  ``retention`` is in seconds, None: for ever; sizes are in bytes."""
+    """What a Beehive is told.  ``retention`` is in nanoseconds, None: for ever; sizes are in bytes."""
 
     hosts: tuple[str, ...]
     port: int
@@ -61,14 +60,12 @@ def hosts(text: str) -> tuple[str, ...]:
     return found
 
 
-def span(text: str) -> int | None:
-    """Seconds of a span such as ``90d``; None for ""."""
-    if not text:
-        return None
-    match = _SPAN.fullmatch(text)
-    if match is None:
-        raise InputError(f"expected a number and one of s, m, h, d, w, y, found {text[:20]!r}")
-    return int(match[1]) * _SECONDS[match[2]]
+def retention(text: str) -> int | None:
+    """Nanoseconds of a length of time such as ``90d``; None for ""."""
+    try:
+        return parse_retention(text)
+    except InputError as error:
+        raise InputError(str(error).removeprefix("BEEHIVE_RETENTION: "), hint=error.hint) from None
 
 
 def size(text: str) -> int:
@@ -87,6 +84,8 @@ def store_url(text: str) -> str:
         parts = urlsplit(text)
         known = text.startswith(("postgresql://", "postgres://"))
         whole = known and len(parts.path) > 1 and (parts.port or 1) > 0
+        if parts.password or "password=" in parts.query:
+            raise InputError("holds a password", hint="put it into private/store-password and leave it out here")
     except ValueError:
         whole = False
     if not whole:  # the URL may hold a password: it is not repeated
@@ -123,7 +122,7 @@ TABLE = (
         "",
     ),
     Variable("BEEHIVE_STORE", "where measurements are kept: sqlite, or a PostgreSQL URL", store_url, "sqlite"),
-    Variable("BEEHIVE_RETENTION", "how long measurements are kept, such as 90d; empty: for ever", span, ""),
+    Variable("BEEHIVE_RETENTION", "how long measurements are kept, such as 90d; empty: for ever", retention, ""),
     Variable(
         "BEEHIVE_ADMIT",
         "who may register: listed (nodes admitted by name) or key (any that has the registration key)",
