@@ -24,6 +24,7 @@ from typing import Any
 
 import pika
 import pika.exceptions
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from groundwork.errors import InputError, SageError
 from virtual_waggle import broker
@@ -123,7 +124,7 @@ def connect(
             raise Refused(f"the broker at {where} refuses this user", hint="is its password of this broker?") from None
         except ssl.SSLCertVerificationError as error:
             raise Refused(f"the broker at {where} is not trusted: {error.verify_message}") from None
-        except (pika.exceptions.AMQPError, OSError) as error:
+        except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
             logger.debug("%s: %r, %.0f s left", where, error, left)
     raise AssertionError("attempts ends by an error")
 
@@ -199,13 +200,11 @@ def wait_for_health(management: Management, *, port: int, deadline: float, stop:
 
 
 def is_healthy(management: Management, *, port: int, timeout: float = _TIMEOUT) -> bool:
-    """Whether the broker listens and takes messages.  Raises Refused."""
+    """Whether the broker listens and takes messages."""
     try:
         request(management, "GET", f"health/checks/port-listener/{port}", timeout=timeout)
         request(management, "GET", "health/checks/local-alarms", timeout=timeout)
-    except Refused:
-        raise
-    except BrokerError as error:
+    except BrokerError as error:  # one that starts refuses everyone until it has read its definitions
         logger.debug("not healthy yet: %s", error)
         return False
     return True
