@@ -19,8 +19,8 @@ _DEBIAN = _BOTH | {"docker-compose", "gnupg2", "initramfs-tools", "linux-image-a
 # What the container images that sage carries are made of (virtual_waggle/stacks/images.yaml), in every release.
 IN_CONTAINERS = {
     *("base-files", "base-passwd", "bash", "coreutils", "dash", "findutils", "grep", "libc-bin"),
-    *("openssh-client", "python3", "python3-jsonschema", "python3-pika", "python3-rich", "python3-yaml"),
-    *("rabbitmq-server", "rsync", "sed"),
+    *("openssh-client", "python3", "python3-jsonschema", "python3-pika", "python3-pil", "python3-rich"),
+    *("python3-yaml", "rabbitmq-server", "rsync", "sed"),
 }
 ASKED_FOR = {
     "jammy": _UBUNTU | {"initramfs-tools"},  # systemd-resolved is a part of its systemd

@@ -4,8 +4,10 @@
 A plugin says who it is by the app id in each of its messages; what it is, and for which job it runs, is told here.
 """
 
+import contextlib
 import json
 import re
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from virtual_waggle import message
 _APP_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,126}")
 _LARGEST = 16 << 10  # bytes
 _SUFFIX = ".json"
+_CLOSED = "closed"  # when an app ended, in seconds since 1970
+LATE = 3600.0  # seconds after its end that an app's messages are still taken
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,22 @@ def add(folder: Path, app_id: str, app: App) -> None:
 def remove(folder: Path, app_id: str) -> None:
     """Let an app publish no more."""
     (folder / f"{check_id(app_id)}{_SUFFIX}").unlink(missing_ok=True)
+
+
+def close(folder: Path, app_id: str, *, now: float | None = None) -> None:
+    """Note that an app has ended.  What it sent may still be under way: :func:`sweep` takes it away later."""
+    path = folder / f"{check_id(app_id)}{_SUFFIX}"
+    data = {**asdict(read(path)), _CLOSED: time.time() if now is None else now}
+    files.write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def sweep(folder: Path, *, now: float | None = None) -> None:
+    """Let apps that ended an hour ago publish no more."""
+    for path in folder.glob(f"*{_SUFFIX}"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            closed = json.loads(path.read_bytes()).get(_CLOSED)
+            if isinstance(closed, int | float) and closed < (time.time() if now is None else now) - LATE:
+                path.unlink()
 
 
 def read(path: Path) -> App:

@@ -24,7 +24,7 @@ from virtual_waggle.node import settings
 from virtual_waggle.node.settings import NodeSettings
 
 _OURS = (settings.FILE, ".lock")  # what tells a node's folder from others
-_FOLDERS = {"private": 0o700, "apps": 0o755, "uploads": 0o755, "data": 0o755, "rabbitmq": 0o700, "native": 0o700}
+_FOLDERS = {"private": 0o700, "apps": 0o755, "uploads": 0o700, "data": 0o755, "rabbitmq": 0o700, "native": 0o700}
 _REGISTRATION = ("beehive-ca.pem", "node-cert.pem", "node-key.pem")
 
 
