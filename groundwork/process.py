@@ -6,6 +6,7 @@ ends, so that neither Ctrl-C nor ``kill -9`` leaves one running.
 """
 
 import contextlib
+import ctypes
 import logging
 import os
 import shlex
@@ -14,13 +15,15 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from groundwork.errors import InputError, SageError
 
 logger = logging.getLogger(__name__)
+
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 _running: "set[subprocess.Popen[bytes]]" = set()
 
@@ -119,10 +122,10 @@ def start(
 def stop(process: subprocess.Popen[bytes], *, patience: float = 10.0) -> int:
     """End a started process and its group: SIGTERM, then SIGKILL after ``patience`` seconds."""
     if process.poll() is None:
-        _signal_group(process, signal.SIGTERM)
+        signal_group(process, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(patience)
-    _signal_group(process, signal.SIGKILL)
+    signal_group(process, signal.SIGKILL)
     return process.wait()
 
 
@@ -204,13 +207,57 @@ def run_to_files(
         stop(process)
 
 
+def adopt_orphans() -> None:
+    """From now on the children of our children become ours where those end before them: a supervisor's duty."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def reap_orphans(ours: Collection["subprocess.Popen[bytes]"]) -> None:
+    """Take note of the end of adopted children; those started by this program are left to their own ``poll``."""
+    own = {process.pid for process in ours}
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid in own:
+                break
+            os.waitpid(ended.si_pid, os.WNOHANG)
+
+
+def children(pid: int) -> list[int]:
+    """The processes whose parent is ``pid``, those that have ended and were not waited for among them."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and (fields := _stat(int(folder.name))) and int(fields[1]) == pid:
+            found.append(int(folder.name))
+    return found
+
+
+def identity(pid: int) -> str | None:
+    """What tells this process from a later one of the same number; None where there is none, or it has ended."""
+    fields = _stat(pid)
+    if fields is None or fields[0] in "ZX":
+        return None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{fields[19]}"
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/<pid>/stat from the third on: state, parent, ...; start time is the 20th of these."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+
+
 def stop_all() -> None:
     """End what other threads are running; their :func:`run` then raises ProcessError."""
     for process in list(_running):
         stop(process)
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a started process and all of its group, if they are still there."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
