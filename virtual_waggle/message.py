@@ -56,7 +56,7 @@ def decode(body: bytes) -> Measurement:
     if type(data) is not dict:
         raise Unfit("no JSON object")
     name, timestamp, value, meta = data.get("name"), data.get("ts"), data.get("val"), data.get("meta")
-    if type(name) is not str or len(name) > NODE_NAME or not _NAME.fullmatch(name):
+    if type(name) is not str or not is_name(name):
         raise Unfit(f"name: expected parts of a-z, 0-9 and _ joined by dots, at most {NODE_NAME} characters")
     if type(timestamp) is not int or not 0 <= timestamp < _INT64:
         raise Unfit("ts: expected nanoseconds since 1970")
@@ -80,6 +80,11 @@ def check_for_beehive(measurement: Measurement, user: str | None) -> None:
         raise Unfit(f"meta.node is {node[:32]!r}, sent by {user!r}")
     if len(measurement.name) > BEEHIVE_NAME:
         raise Unfit(f"name of {len(measurement.name)} characters, at most {BEEHIVE_NAME}")
+
+
+def is_name(text: str) -> bool:
+    """Whether this can be a measurement's name."""
+    return len(text) <= NODE_NAME and _NAME.fullmatch(text) is not None
 
 
 def is_node_id(text: str) -> bool:

@@ -24,6 +24,7 @@ PURE = (
     "image_builder/recipe.py",
     "image_builder/variant.py",
     "virtual_waggle/broker.py",
+    "virtual_waggle/beehive/query.py",
     "virtual_waggle/message.py",
 )
 DOES_IO = {"socket", "subprocess", "urllib", "requests", "openstack", "groundwork.process", "groundwork.console"}

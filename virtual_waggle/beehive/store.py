@@ -20,10 +20,10 @@ from virtual_waggle.message import Measurement, Value
 
 HOUR = 3_600_000_000_000  # nanoseconds
 LATEST = (1 << 63) - 1  # nanoseconds since 1970, in 2262: the last timestamp there is
+READ_SIZE = 4 << 20  # bytes
 
+_PAGE_OF_SERIES = 1000
 _MOST_CACHED = 200_000  # series whose numbers a writer keeps in mind, some 100 bytes each and their texts
-_AGE = re.compile(r"([1-9][0-9]{0,5})([hdw])")
-_AGES = {"h": HOUR, "d": 24 * HOUR, "w": 7 * 24 * HOUR}
 
 Point = tuple[int, Value]  # timestamp, value
 SeriesKey = tuple[str, frozenset[tuple[str, str]]]  # name, the meta's keys and values
@@ -48,17 +48,20 @@ class Writing(NamedTuple):
     until: int
 
 
-class Store(Protocol):
-    """What the Beehive asks of a store."""
+class Readable(Protocol):
+    """What whoever answers queries asks of a store."""
 
-    def write(self, measurements: Sequence[Measurement]) -> None:
-        """Keep these measurements for good.  Of two of one identity the last counts."""
+    def series(self, names: Sequence[str] | None, since: int, after: int, most: int) -> list[Series]:
+        """The first ``most`` series of these names (None: of any) that have or had a point since then.
 
-    def series(self, names: Sequence[str] | None, since: int) -> Iterator[Series]:
-        """The series of these names (None: of any) that have or had a point since then, in the order of their ids."""
+        Of those whose ids are above ``after``, in the order of their ids.
+        """
 
-    def read(self, series: int, start: int, end: int, most: int) -> list[Point]:
-        """The first ``most`` points of a series with start <= timestamp <= end, in order of time."""
+    def read(self, series: int, start: int, end: int, most: int) -> tuple[list[Point], bool]:
+        """The first points of a series with start <= timestamp <= end, in order of time, and whether there are more.
+
+        At most ``most``, and no more than the first of which the texts and bytes come to READ_SIZE.
+        """
 
     def last(self, series: int, start: int, end: int, count: int) -> int | None:
         """The timestamp of the first of the last ``count`` points with start <= timestamp <= end.
@@ -66,15 +69,22 @@ class Store(Protocol):
         None where there are fewer.
         """
 
+    def check(self) -> None:
+        """Raise StoreUnavailable where the store does not answer."""
+
+
+class Store(Readable, Protocol):
+    """What the Beehive asks of a store."""
+
+    def write(self, measurements: Sequence[Measurement]) -> None:
+        """Keep these measurements for good.  Of two of one identity the last counts."""
+
     def expire(self, before: int, after_series: int, most: int) -> tuple[int, int | None]:
         """One small step of removing what is older than ``before``: at most ``most`` points.
 
         Looks at the series whose ids are above ``after_series``.  How many points are gone, and the ``after_series`` of
         the next step: None when all have been looked at.
         """
-
-    def check(self) -> None:
-        """Raise StoreUnavailable where the store does not answer."""
 
     def close(self) -> None:
         """Let go of it."""
@@ -104,14 +114,12 @@ def open_store(address: str, folder: Path, password: str | None = None) -> Store
     )
 
 
-def parse_retention(text: str) -> int | None:
-    """How long points are kept, in nanoseconds, of ``90d``, ``12h`` or ``4w``; None of an empty text: for ever."""
-    if not text:
-        return None
-    match = _AGE.fullmatch(text)
-    if match is None:
-        raise InputError(f"BEEHIVE_RETENTION: {text!r} is no length of time", hint="give hours, days or weeks, as 90d")
-    return int(match[1]) * _AGES[match[2]]
+def all_series(store: Readable, names: Sequence[str] | None, since: int) -> Iterator[Series]:
+    """All that :meth:`Store.series` gives."""
+    after = 0
+    while page := store.series(names, since, after, _PAGE_OF_SERIES):
+        yield from page
+        after = page[-1].id
 
 
 def canonical_meta(meta: frozenset[tuple[str, str]]) -> str:

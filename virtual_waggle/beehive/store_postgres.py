@@ -17,6 +17,7 @@ from psycopg2 import errorcodes
 
 from groundwork.errors import InputError
 from virtual_waggle.beehive.store import (
+    READ_SIZE,
     Point,
     Series,
     SeriesKey,
@@ -30,7 +31,6 @@ from virtual_waggle.beehive.store import (
 )
 from virtual_waggle.message import Measurement, Value
 
-_PAGE_OF_SERIES = 1000
 _SERIES_A_STEP = 200
 # keys of advisory locks: whoever writes points shares the first, whoever removes series has it alone
 _WRITING, _EXPIRING = 0x5A6E0001, 0x5A6E0002
@@ -68,6 +68,17 @@ SELECT series, ts, truth, whole, real, text, bytes FROM incoming ORDER BY series
 ON CONFLICT (series, ts) DO UPDATE SET truth = excluded.truth, whole = excluded.whole, real = excluded.real,
     text = excluded.text, bytes = excluded.bytes
 """
+# The last column is the size of all texts and bytes up to this row.
+_READ = f"""\
+SELECT * FROM (
+    SELECT ts, truth, whole, real, text, bytes, sum(size) OVER (ORDER BY ts ROWS UNBOUNDED PRECEDING)::bigint AS sum
+    FROM (
+        SELECT *, coalesce(octet_length(text), octet_length(bytes), 0) AS size
+        FROM points WHERE series = %s AND ts BETWEEN %s AND %s ORDER BY ts LIMIT %s
+    ) AS sized
+) AS summed
+WHERE sum - coalesce(octet_length(text), octet_length(bytes), 0) < {READ_SIZE}
+"""  # noqa: S608
 _DEADLINES = {  # milliseconds; a transaction that no one ends must not hold its locks for ever
     "statement_timeout": 60_000,
     "lock_timeout": 20_000,
@@ -155,29 +166,23 @@ class PostgresStore:
         remember(self._known, farther)
         return True
 
-    def series(self, names: Sequence[str] | None, since: int) -> Iterator[Series]:
-        after = 0
+    def series(self, names: Sequence[str] | None, since: int, after: int, most: int) -> list[Series]:
         where = "" if names is None else "AND name = ANY (%s)"
-        while True:
-            with self._session() as cursor:
-                cursor.execute(
-                    f"SELECT id, name, meta FROM series WHERE id > %s AND until >= %s {where} ORDER BY id LIMIT %s",  # noqa: S608
-                    (after, since, *([list(names)] if names is not None else []), _PAGE_OF_SERIES),
-                )
-                page = cursor.fetchall()
-            yield from map(Series._make, page)
-            if len(page) < _PAGE_OF_SERIES:
-                return
-            after = page[-1][0]
-
-    def read(self, series: int, start: int, end: int, most: int) -> list[Point]:
         with self._session() as cursor:
             cursor.execute(
-                "SELECT ts, truth, whole, real, text, bytes FROM points "
-                "WHERE series = %s AND ts BETWEEN %s AND %s ORDER BY ts LIMIT %s",
-                (series, start, end, most),
+                f"SELECT id, name, meta FROM series WHERE id > %s AND until >= %s {where} ORDER BY id LIMIT %s",  # noqa: S608
+                (after, since, *([list(names)] if names is not None else []), most),
             )
-            return [_point(*row) for row in cursor.fetchall()]
+            return [Series(*row) for row in cursor.fetchall()]
+
+    def read(self, series: int, start: int, end: int, most: int) -> tuple[list[Point], bool]:
+        with self._session() as cursor:
+            cursor.execute(_READ, (series, start, end, most + 1))
+            rows = cursor.fetchall()
+        points = [_point(*row[:-1]) for row in rows]
+        if len(points) > most:
+            return points[:most], True
+        return points, bool(rows) and rows[-1][-1] >= READ_SIZE
 
     def last(self, series: int, start: int, end: int, count: int) -> int | None:
         with self._session() as cursor:

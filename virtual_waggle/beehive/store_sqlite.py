@@ -13,6 +13,7 @@ from pathlib import Path
 
 from groundwork import files
 from virtual_waggle.beehive.store import (
+    READ_SIZE,
     Point,
     Series,
     SeriesKey,
@@ -27,7 +28,6 @@ from virtual_waggle.beehive.store import (
 from virtual_waggle.message import Measurement, Value
 
 _PATIENCE = 5.0  # seconds to wait for another writer
-_PAGE_OF_SERIES = 1000
 _SERIES_A_STEP = 200
 _TRUTH = 1  # points.kind of a truth value; else NULL, and the value has SQLite's own type (NULL stands for NaN)
 
@@ -113,30 +113,33 @@ class SQLiteStore:
         ).fetchone()
         return Writing(*row)
 
-    def series(self, names: Sequence[str] | None, since: int) -> Iterator[Series]:
-        after = 0
+    def series(self, names: Sequence[str] | None, since: int, after: int, most: int) -> list[Series]:
         where = "" if names is None else f"AND name IN ({','.join('?' * len(names))})"
-        while True:
-            with self._telling():
-                page = self._database.execute(
-                    f"SELECT id, name, meta FROM series WHERE id > ? AND until >= ? {where} ORDER BY id LIMIT ?",  # noqa: S608
-                    (after, since, *(names or ()), _PAGE_OF_SERIES),
-                ).fetchall()
-            yield from map(Series._make, page)
-            if len(page) < _PAGE_OF_SERIES:
-                return
-            after = page[-1][0]
+        with self._telling():
+            rows = self._database.execute(
+                f"SELECT id, name, meta FROM series WHERE id > ? AND until >= ? {where} ORDER BY id LIMIT ?",  # noqa: S608
+                (after, since, *(names or ()), most),
+            )
+            return [Series(*row) for row in rows]
 
-    def read(self, series: int, start: int, end: int, most: int) -> list[Point]:
+    def read(self, series: int, start: int, end: int, most: int) -> tuple[list[Point], bool]:
+        points: list[Point] = []
+        size = 0
         with self._telling():
             rows = self._database.execute(
                 "SELECT ts, value, kind FROM points WHERE series = ? AND ts BETWEEN ? AND ? ORDER BY ts LIMIT ?",
-                (series, start, end, most),
-            ).fetchall()
-        return [
-            (timestamp, value) if kind is None and value is not None else (timestamp, _loaded(value, kind))
-            for timestamp, value, kind in rows
-        ]
+                (series, start, end, most + 1),
+            )
+            for timestamp, value, kind in rows:
+                if len(points) == most or size >= READ_SIZE:
+                    rows.close()
+                    return points, True
+                if kind is not None or value is None:
+                    value = math.nan if kind is None else bool(value)
+                elif type(value) is str or type(value) is bytes:
+                    size += len(value)
+                points.append((timestamp, value))
+        return points, False
 
     def last(self, series: int, start: int, end: int, count: int) -> int | None:
         with self._telling():
@@ -211,10 +214,6 @@ def _stored(value: Value) -> tuple[object, int | None]:
     if value is True or value is False:
         return int(value), _TRUTH
     return value, None  # SQLite makes NULL of NaN
-
-
-def _loaded(value: object, kind: int | None) -> Value:
-    return math.nan if kind is None else bool(value)
 
 
 def _hint(text: str) -> str:

@@ -19,7 +19,7 @@ import pytest
 from groundwork.errors import InputError
 from tests.integration.waggle import postgres
 from tests.integration.waggle.postgres import Postgres
-from virtual_waggle.beehive.store import HOUR, LATEST, Store, StoreUnavailable, open_store
+from virtual_waggle.beehive.store import HOUR, LATEST, READ_SIZE, Store, StoreUnavailable, all_series, open_store
 from virtual_waggle.message import Measurement, Value
 
 NOW = 1_700_000_000_123_456_789
@@ -83,12 +83,14 @@ def store(new_store: Callable[[], Store]) -> Store:
 
 
 def one(store: Store, name: str = "a") -> int:
-    (found,) = store.series([name], 0)
+    (found,) = all_series(store, [name], 0)
     return found.id
 
 
 def points(store: Store, name: str = "a") -> list[Any]:
-    return store.read(one(store, name), 0, LATEST, 1_000_000)
+    found, more = store.read(one(store, name), 0, LATEST, 1_000_000)
+    assert not more
+    return found
 
 
 def test_values_keep_their_type(store: Store, new_store: Callable[[], Store]) -> None:
@@ -107,7 +109,7 @@ def test_what_is_no_number_comes_back_as_none_too(store: Store) -> None:
 def test_a_series_is_its_name_and_its_meta_in_whatever_order(store: Store) -> None:
     metas = [META, dict(reversed(META.items())), {**META, "sensor": "ä 世界 🐝"}, {}]
     store.write([Measurement(name, NOW, 1, meta) for name in ("a", "b") for meta in metas])
-    found = list(store.series(None, 0))
+    found = list(all_series(store, None, 0))
     assert sorted((one.name, one.meta) for one in found) == sorted(
         (name, text)
         for name in ("a", "b")
@@ -144,10 +146,25 @@ def test_what_is_written_again_replaces_itself(store: Store) -> None:
 def test_a_part_of_a_series_is_read(store: Store) -> None:
     store.write([Measurement("a", number, number, META) for number in range(100)])
     series = one(store)
-    assert store.read(series, 10, 12, 100) == [(10, 10), (11, 11), (12, 12)]
-    assert store.read(series, 10, 50, 2) == [(10, 10), (11, 11)]
-    assert store.read(series, 200, 300, 2) == []
-    assert store.read(series + 1000, 0, LATEST, 2) == []
+    assert store.read(series, 10, 12, 100) == ([(10, 10), (11, 11), (12, 12)], False)
+    assert store.read(series, 10, 12, 3) == ([(10, 10), (11, 11), (12, 12)], False)
+    assert store.read(series, 10, 50, 2) == ([(10, 10), (11, 11)], True)
+    assert store.read(series, 200, 300, 2) == ([], False)
+    assert store.read(series + 1000, 0, LATEST, 2) == ([], False)
+
+
+@pytest.mark.parametrize("value", ["x" * 700_000, b"x" * 700_000, "ä" * 400_000])
+def test_of_large_values_no_more_is_read_than_fits_into_memory(store: Store, value: Value) -> None:
+    for number in range(30):
+        store.write([Measurement("a", number, value, META)])
+    series, start, found = one(store), 0, 0
+    more = True
+    while more:
+        part, more = store.read(series, start, LATEST, 1000)
+        assert [time for time, _ in part] == list(range(start, start + len(part)))
+        assert sum(len(one) for _, one in part if isinstance(one, (str, bytes))) <= READ_SIZE + 700_000
+        start, found = start + len(part), found + len(part)
+    assert found == 30
 
 
 def test_the_last_points_are_found(store: Store) -> None:
@@ -163,10 +180,10 @@ def test_the_last_points_are_found(store: Store) -> None:
 
 def test_series_are_found_by_name_and_by_time(store: Store) -> None:
     store.write([Measurement(f"n{number}", number * HOUR, 1, META) for number in range(2500)])
-    assert len({one.id for one in store.series(None, 0)}) == 2500
-    assert {one.name for one in store.series(["n7", "n1", "no"], 0)} == {"n1", "n7"}
-    assert list(store.series([], 0)) == []
-    since = {one.name for one in store.series(None, 2400 * HOUR)}
+    assert len({one.id for one in all_series(store, None, 0)}) == 2500
+    assert {one.name for one in all_series(store, ["n7", "n1", "no"], 0)} == {"n1", "n7"}
+    assert list(all_series(store, [], 0)) == []
+    since = {one.name for one in all_series(store, None, 2400 * HOUR)}
     assert {f"n{number}" for number in range(2400, 2500)} <= since <= {f"n{number}" for number in range(2398, 2500)}
 
 
@@ -175,7 +192,7 @@ def test_a_series_that_goes_on_is_found_by_its_last_point(store: Store, new_stor
     for hour in range(5):
         store.write([Measurement("a", hour * HOUR, 1, META)])
         other.write([Measurement("a", hour * HOUR // 2, 1, META)])
-    assert [found.name for found in store.series(None, 4 * HOUR)] == ["a"]
+    assert [found.name for found in all_series(store, None, 4 * HOUR)] == ["a"]
 
 
 def expire(store: Store, before: int, most: int) -> tuple[int, int]:
@@ -205,7 +222,7 @@ def test_a_series_without_points_goes_and_may_come_back(store: Store, new_store:
     for writer in (store, other):
         writer.write([Measurement("a", 1, 1, META), Measurement("b", 10 * HOUR, 1, META)])
     assert expire(store, 5 * HOUR, 100) == (1, 1)
-    assert [found.name for found in store.series(None, 0)] == ["b"]
+    assert [found.name for found in all_series(store, None, 0)] == ["b"]
     for writer, time in ((other, 6 * HOUR), (store, 7 * HOUR)):
         writer.write([Measurement("a", time, time, META)])
     assert points(store) == [(6 * HOUR, 6 * HOUR), (7 * HOUR, 7 * HOUR)]
@@ -234,7 +251,7 @@ def test_several_writers_at_once_keep_all_and_wait_for_none_in_a_circle(new_stor
     for thread in threads:
         thread.join(120)
     assert not failures
-    found = [len(stores[0].read(series.id, 0, LATEST, 100)) for series in stores[0].series(None, 0)]
+    found = [len(stores[0].read(series.id, 0, LATEST, 100)[0]) for series in all_series(stores[0], None, 0)]
     assert found == [20] * 300
 
 
@@ -256,7 +273,7 @@ def test_writers_go_on_while_old_points_are_removed(store: Store, new_store: Cal
     finally:
         done.set()
         thread.join(60)
-    assert all(len(store.read(found.id, 2 * HOUR, LATEST, 100)) == 30 for found in store.series(names, 0))
+    assert all(len(store.read(found.id, 2 * HOUR, LATEST, 100)[0]) == 30 for found in all_series(store, names, 0))
 
 
 _WRITER = """
@@ -295,10 +312,10 @@ def test_without_room_nothing_is_written_and_with_room_again_all_is(tmp_path: Pa
         store._database.execute("PRAGMA max_page_count = 50")  # type: ignore[attr-defined]
         with pytest.raises(StoreUnavailable, match="full"):
             store.write(rows)
-        assert list(store.series(None, 0)) == []
+        assert list(all_series(store, None, 0)) == []
         store._database.execute("PRAGMA max_page_count = 1000000")  # type: ignore[attr-defined]
         store.write(rows)
-        assert len(list(store.series(None, 0))) == 200
+        assert len(list(all_series(store, None, 0))) == 200
 
 
 def test_a_file_that_is_no_database_is_told_of(tmp_path: Path) -> None:

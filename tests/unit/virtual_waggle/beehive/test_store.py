@@ -10,19 +10,6 @@ from virtual_waggle.beehive import store
 from virtual_waggle.message import Measurement
 
 
-@pytest.mark.parametrize(
-    ("text", "hours"), [("", None), ("1h", 1), ("90d", 90 * 24), ("4w", 4 * 7 * 24), ("999999w", 999999 * 168)]
-)
-def test_a_retention_is_hours_days_or_weeks_or_for_ever(text: str, hours: int | None) -> None:
-    assert store.parse_retention(text) == (None if hours is None else hours * store.HOUR)
-
-
-@pytest.mark.parametrize("text", ["0d", "-1d", "90", "d", "1y", "90 d", "1.5h", "9999999h", "\uff11d"])
-def test_any_other_retention_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="BEEHIVE_RETENTION"):
-        store.parse_retention(text)
-
-
 @pytest.mark.parametrize("address", ["", "mysql://host/db", "sqlite:///x", "/var/lib/beehive"])
 def test_an_address_that_is_no_store_is_refused(address: str) -> None:
     with pytest.raises(InputError, match="BEEHIVE_STORE"):
