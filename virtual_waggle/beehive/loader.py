@@ -24,7 +24,7 @@ import pika.exceptions
 from groundwork.errors import SageError
 from groundwork.program import run_program
 from virtual_waggle import broker, broker_client, message, status_server
-from virtual_waggle.beehive.settings import span, store_url
+from virtual_waggle.beehive.settings import retention, store_url
 from virtual_waggle.beehive.store import Store, StoreUnavailable, open_store
 from virtual_waggle.broker_client import BrokerError
 from virtual_waggle.env_file import Variable, from_environment
@@ -68,7 +68,7 @@ Check = Callable[[Measurement, "str | None"], None]
 
 @dataclass(eq=False)
 class Loader:
-    """A loader at work.  ``check`` raises Unfit for what the store is not to have; ``retention`` is in seconds."""
+    """A loader at work.  ``check`` raises Unfit for what the store is not to have; ``retention`` is in nanoseconds."""
 
     queue: str
     check: Check
@@ -211,7 +211,7 @@ def _sweep(loader: Loader) -> None:
         loader.swept = time.monotonic()
         loader.sweep = 0
     try:
-        before = max(0, time.time_ns() - loader.retention * 1_000_000_000)
+        before = max(0, time.time_ns() - loader.retention)
         gone, loader.sweep = loader.store.expire(before, loader.sweep, _SWEEP_STEP)
         loader.metrics.add("beehive_loader_expired_total", gone)
     except StoreUnavailable as error:
@@ -234,7 +234,7 @@ TABLE = (
     ),
     Variable("BEEHIVE_STORE", "sqlite or postgresql://user@host/database", store_url, "sqlite"),
     Variable("BEEHIVE_STORE_FOLDER", "folder of the SQLite store", Path, "/var/lib/beehive/store"),
-    Variable("BEEHIVE_RETENTION", "how long points are kept, as 90d; empty: for ever", span, ""),
+    Variable("BEEHIVE_RETENTION", "how long points are kept, as 90d; empty: for ever", retention, ""),
     Variable(
         "BEEHIVE_LOADER_LISTEN",
         "address and port of /metrics and /healthz",

@@ -12,12 +12,13 @@ from groundwork.compat import StrEnum
 from groundwork.errors import InputError
 from groundwork.settings import one_of, whole_number
 from virtual_waggle import env_file
-from virtual_waggle.beehive.store import parse_retention
 from virtual_waggle.env_file import Variable
 
 FILE = "beehive.env"
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
+_AGE = re.compile(r"([1-9][0-9]{0,5})([hdw])")
+_AGES = {"h": 3_600_000_000_000, "d": 86_400_000_000_000, "w": 604_800_000_000_000}
 _SIZE = re.compile(r"([1-9][0-9]{0,8})([kmgt]?)")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -61,11 +62,13 @@ def hosts(text: str) -> tuple[str, ...]:
 
 
 def retention(text: str) -> int | None:
-    """Nanoseconds of a length of time such as ``90d``; None for ""."""
-    try:
-        return parse_retention(text)
-    except InputError as error:
-        raise InputError(str(error).removeprefix("BEEHIVE_RETENTION: "), hint=error.hint) from None
+    """Nanoseconds of a length of time such as ``90d``; None for "": for ever."""
+    if not text:
+        return None
+    match = _AGE.fullmatch(text)
+    if match is None:
+        raise InputError(f"{text[:20]!r} is no length of time", hint="give hours, days or weeks, as 90d")
+    return int(match[1]) * _AGES[match[2]]
 
 
 def size(text: str) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from groundwork.program import run_program
 from virtual_waggle import broker, broker_client
 from virtual_waggle.beehive import loader
-from virtual_waggle.beehive.settings import span
+from virtual_waggle.beehive.settings import retention
 from virtual_waggle.beehive.store_sqlite import SQLiteStore
 from virtual_waggle.env_file import Variable, from_environment
 from virtual_waggle.message import Measurement, Unfit
@@ -30,7 +30,7 @@ TABLE = (
     ),
     Variable("WAGGLE_SECRETS", "folder of recorder-password", Path, "/run/secrets"),
     Variable("WAGGLE_DATA", "folder of the measurements", Path, "/var/lib/virtual-waggle/data"),
-    Variable("WAGGLE_RETENTION", "how long measurements are kept, as 90d; empty: for ever", span, ""),
+    Variable("WAGGLE_RETENTION", "how long measurements are kept, as 90d; empty: for ever", retention, ""),
     Variable(
         "WAGGLE_RECORDER_LISTEN",
         "address and port of /metrics and /healthz",

@@ -70,3 +70,14 @@ def test_a_stores_password_has_no_place_here_and_is_not_repeated(tmp_path: Path)
 def test_no_two_services_share_a_port(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="BEEHIVE_UPLOAD_PORT and BEEHIVE_REGISTRATION_PORT are both 20022"):
         read(tmp_path, "BEEHIVE_HOST=a", "BEEHIVE_UPLOAD_PORT=20022")
+
+
+@pytest.mark.parametrize(("text", "hours"), [("", None), ("1h", 1), ("90d", 90 * 24), ("999999w", 999999 * 168)])
+def test_a_retention_is_hours_days_or_weeks_or_for_ever(text: str, hours: int | None) -> None:
+    assert settings.retention(text) == (None if hours is None else hours * 3600 * 10**9)
+
+
+@pytest.mark.parametrize("text", ["0d", "-1d", "90", "d", "1y", "90 d", "1.5h", "9999999h", "\uff11d"])
+def test_any_other_retention_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="no length of time"):
+        settings.retention(text)
