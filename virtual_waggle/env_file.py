@@ -48,6 +48,11 @@ def read(path: Path, table: Sequence[Variable]) -> dict[str, Any]:
     return values
 
 
+def texts(path: Path) -> dict[str, str]:
+    """What a settings file says, unread and unchecked, for others to read."""
+    return {name: text for _, name, text in _lines(path)}
+
+
 def from_environment(environment: Mapping[str, str], table: Sequence[Variable]) -> dict[str, Any]:
     """The value of each variable of the table.  Raises InputError that names the first wrong or missing one."""
     values: dict[str, Any] = {}

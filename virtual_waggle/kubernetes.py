@@ -873,7 +873,8 @@ def _memory(size: int | None) -> dict[str, Any]:
 def _is_secret(name: str, value: str) -> bool:
     if _SECRET_VALUE.search(value):
         return True
-    return bool(value and _SECRET_NAME.search(name)) and not name.upper().endswith(("_FILE", "_PATH"))
+    is_path = name.upper().endswith(("_FILE", "_PATH")) or value.startswith("/")
+    return bool(value and _SECRET_NAME.search(name)) and not is_path
 
 
 def _is_hosts_own(path: str) -> bool:

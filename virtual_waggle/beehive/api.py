@@ -472,7 +472,8 @@ def read_configuration(environment: Any = os.environ) -> Configuration:
 async def serve(configuration: Configuration) -> None:
     """Serve until SIGTERM."""
     password_file = configuration.secrets / "store-password"
-    password = broker_client.read_secret(password_file) if password_file.exists() else None
+    has_password = password_file.exists() and password_file.stat().st_size  # Compose wants a file in any case
+    password = broker_client.read_secret(password_file) if has_password else None
     store = PerThread(lambda: open_store(configuration.store, configuration.store_folder, password))
     loop = asyncio.get_running_loop()
     stop, ended = threading.Event(), asyncio.Event()

@@ -292,7 +292,8 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
         given["WAGGLE_BROKER"], secrets / "ca-cert.pem", secrets / "loader-cert.pem", secrets / "loader-key.pem"
     )
     password_file = secrets / "store-password"
-    password = broker_client.read_secret(password_file) if password_file.exists() else None
+    has_password = password_file.exists() and password_file.stat().st_size  # Compose wants a file in any case
+    password = broker_client.read_secret(password_file) if has_password else None
     run(
         broker.TO_LOADER,
         message.check_for_beehive,

@@ -22,6 +22,7 @@ from virtual_waggle.beehive.settings import Settings
 
 NAME = "beehive"
 VARIABLE = "BEEHIVE_STATE_DIR"
+OWN_NAMES = ("rabbitmq", "localhost")  # by which the Beehive's own services call its broker
 SERVICES = ("loader", "api")  # each has a certificate with its name, which is its user at the broker
 
 
@@ -99,7 +100,7 @@ def _make_private(private: Path, known: Settings, place: broker.Place, now: date
         private / "server-key.pem",
         private / "server-cert.pem",
         known.host[:64],  # the longest common name
-        hosts=known.hosts,
+        hosts=tuple(dict.fromkeys((*known.hosts, *OWN_NAMES))),
         days=authority.SERVICE_DAYS,
         now=now,
     )

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two stacks are what all three forms can run: nothing too new for docker-compose 1.29, no secret in a variable."""
+
+import importlib.util
+import re
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from virtual_waggle import compose, healthy, kubernetes, native
+from virtual_waggle.beehive import deployment as of_beehive
+from virtual_waggle.beehive import settings as beehive_settings
+from virtual_waggle.beehive import state as beehive_state
+from virtual_waggle.beehive.state import State
+from virtual_waggle.compose_model import MountKind, Stack
+from virtual_waggle.containers import definition
+from virtual_waggle.forms import Deployment
+from virtual_waggle.node import deployment as of_node
+from virtual_waggle.node import state as node_state
+
+FILES = {"node": of_node.COMPOSE_FILE, "beehive": of_beehive.COMPOSE_FILE}
+SERVICES = {
+    "node": ["rabbitmq", "sharing", "uploader", "playback", "metrics", "recorder"],
+    "beehive": ["rabbitmq", "registration", "upload-server", "loader", "api"],
+}
+NEWER = {"name", "include", "extends", "develop", "attach", "annotations", "provider", "models", "pull_policy"}
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+both = pytest.mark.parametrize("name", FILES)
+
+
+def read(name: str) -> Stack:
+    return compose.load(FILES[name], {}, name=name)
+
+
+def node(folder: Path, *, native: bool = False, **environment: str) -> Deployment:
+    state = node_state.make_ready(folder)
+    node_state.write_broker_files(state, of_node.place(state, native=native, environment=environment))
+    return of_node.deployment(state, native=native, environment=environment)
+
+
+def beehive(folder: Path, *, native: bool = False, **environment: str) -> Deployment:
+    state = State(folder)
+    folder.mkdir(exist_ok=True)
+    state.settings_file.write_text("BEEHIVE_HOST=beehive.example.org\nBEEHIVE_PORT=5771\n")
+    known = beehive_settings.read(state.settings_file)
+    place = of_beehive.place(state, known, native=native, environment=environment)
+    beehive_state.deploy(state, {}, place, now=NOW)
+    return of_beehive.deployment(state, native=native, environment=environment)
+
+
+@both
+def test_the_services_are_those_of_the_design(name: str) -> None:
+    assert list(read(name).services) == SERVICES[name]
+
+
+@both
+def test_nothing_is_read_over_and_nothing_is_unset(name: str) -> None:
+    found = read(name)
+    assert found.unread == ()
+    assert found.unset == ()
+
+
+@both
+def test_docker_compose_1_29_knows_all_of_it(name: str) -> None:
+    text = FILES[name].read_text()
+    data = yaml.safe_load(text)
+    assert set(data) <= {"services", "secrets", "x-service", "x-environment"}
+    for service in data["services"].values():
+        assert not set(service) & NEWER
+        assert "deploy" not in service  # it reads that in a swarm alone
+    # It knows ${VARIABLE}, and :- and - with a default that holds no other variable.
+    for expression in re.findall(r"\$\{[^}]*\}?", text):
+        assert re.fullmatch(r"\$\{[A-Z_]+(:?-[^${}]*)?\}", expression), expression
+
+
+@both
+def test_every_service_is_confined(name: str) -> None:
+    for service in read(name).services.values():
+        assert service.user == "990:990"
+        assert service.read_only
+        assert service.cap_drop == ("ALL",)
+        assert service.security_opt == ("no-new-privileges:true",)
+        assert service.resources.memory_limit
+        assert service.restart == "unless-stopped"
+        assert not service.privileged
+
+
+@both
+def test_only_what_nodes_and_readers_need_is_open_beyond_loopback(name: str) -> None:
+    outside = {
+        port.published for service in read(name).services.values() for port in service.ports if port.host != "127.0.0.1"
+    }
+    assert outside == (set() if name == "node" else {5671, 20022, 20023, 8080})
+
+
+TO_COME = ("sharing", "uploader", "upload-server")
+
+
+@both
+def test_images_and_modules_of_the_services_are_there(name: str) -> None:
+    images = {image.name for image in definition.load().images}
+    for service in read(name).services.values():
+        assert service.image in images
+        assert service.command
+        if service.command[:2] == ("python3", "-m") and service.name not in TO_COME:
+            assert importlib.util.find_spec(service.command[2])
+
+
+@both
+def test_every_secret_is_a_file_with_its_own_name_and_is_used(name: str) -> None:
+    found = read(name)
+    used = {grant.source for service in found.services.values() for grant in service.secrets}
+    assert used == set(found.secrets)
+    for key, secret in found.secrets.items():
+        assert secret.file is not None
+        assert secret.file.name == key
+
+
+@both
+def test_state_lies_at_the_same_path_inside_and_outside(name: str) -> None:
+    for service in read(name).services.values():
+        for mount in service.mounts:
+            if mount.kind is MountKind.BIND and service.name != "metrics":
+                assert mount.source == mount.target
+
+
+@both
+def test_kubernetes_takes_it(name: str) -> None:
+    found = kubernetes.convert(read(name), profiles=["*"], wait_image="sage/waggle")
+    for document in found.documents:
+        kubernetes_validate.validate(document, "1.37", strict=True)
+    # Nothing else than what lies on the host, and ports that are on loopback.
+    assert {re.sub(r".*\.", "", loss.name) for loss in found.losses if not loss.name.startswith("secrets.")} <= {
+        *("volumes", "ports", "rabbitmq", "apps", "nodes", "store", "uploads"),
+    }
+
+
+def test_a_node_alone_and_one_with_a_beehive(tmp_path: Path) -> None:
+    given = node(tmp_path / "state")
+    stack = compose.load(given.compose_file, given.variables)
+    alone = [service.name for service in compose.selected(stack, given.profiles)]
+    assert alone == ["rabbitmq", "sharing", "playback", "metrics", "recorder"]
+    assert not [secret for secret in stack.secrets.values() if secret.missing]
+    assert stack.services["sharing"].environment["WAGGLE_NODE_ID"] == given.variables["WAGGLE_NODE_ID"]
+    with_beehive = [service.name for service in compose.selected(stack, ["beehive"])]
+    assert "uploader" in with_beehive
+    assert "recorder" not in with_beehive
+
+
+def test_a_beehive_tells_its_services_its_settings(tmp_path: Path) -> None:
+    given = beehive(tmp_path / "state")
+    stack = compose.load(given.compose_file, given.variables)
+    registration = stack.services["registration"].environment
+    assert (registration["BEEHIVE_HOST"], registration["BEEHIVE_PORT"]) == ("beehive.example.org", "5771")
+    assert registration["BEEHIVE_MANAGEMENT"] == "http://rabbitmq:15672"
+    assert stack.services["rabbitmq"].ports[0].published == 5771
+    assert stack.services["rabbitmq"].ports[0].target == 5671
+    assert not [secret for secret in stack.secrets.values() if secret.missing]
+
+
+@pytest.mark.parametrize("make", [node, beehive])
+def test_no_secret_is_in_a_variable(make: Callable[..., Deployment], tmp_path: Path) -> None:
+    given = make(tmp_path / "state", native=True)
+    secrets = [path.read_text().strip() for path in (tmp_path / "state/private").glob("*password")]
+    assert secrets
+    assert not [secret for secret in secrets if secret in str(given)]
+
+
+@pytest.mark.parametrize("make", [node, beehive])
+def test_plain_processes_listen_on_loopback_and_see_the_state_itself(
+    make: Callable[..., Deployment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_resolved", lambda command, path, service: command)
+    given = make(tmp_path / "state", native=True, BEEHIVE_ADDRESS="127.0.0.1")
+    for planned in native._plan(given):
+        for key, value in planned.environment.items():
+            assert not value.startswith(("/run/secrets", "/host")), key
+            assert "0.0.0.0" not in value, key  # noqa: S104
+            assert "rabbitmq:" not in value, key
+    configuration = (tmp_path / "state/private/rabbitmq.conf").read_text()
+    assert "/run/secrets" not in configuration
+
+
+def test_a_health_check_finds_its_address_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, object]] = []
+
+    class Connection:
+        status = 200
+
+        def __init__(self, host: str, port: int, timeout: float) -> None:
+            asked.append((host, port))
+
+        def request(self, method: str, path: str) -> None:
+            asked.append((method, path))
+
+        def getresponse(self) -> "Connection":
+            return self
+
+    monkeypatch.setattr("http.client.HTTPConnection", Connection)
+    monkeypatch.setenv("LISTEN", "0.0.0.0:8080")
+    assert healthy.main("LISTEN", "/healthz") == 0
+    assert asked == [("127.0.0.1", 8080), ("GET", "/healthz")]
+    monkeypatch.setattr(Connection, "status", 503)
+    assert healthy.main("LISTEN", "/healthz") == 1
