@@ -5,6 +5,7 @@ A line a setting, as a shell would read it: ``export`` may stand before, ``#`` b
 are taken off.  Nothing is put in for ``$NAME``.  A setting left empty is at its default.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from groundwork import files
 from groundwork.errors import InputError, nearest
 
 _LARGEST = 1 << 16  # bytes
+
+_SIZE = re.compile(r"([1-9][0-9]{0,14})([kmgt]?)")
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,14 @@ def change(path: Path, table: Sequence[Variable], given: Mapping[str, str]) -> b
         except InputError as error:
             raise InputError(str(error).replace(str(temporary), str(path)), hint=error.hint) from None
     return True
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as ``512m`` (k, m, g, t: powers of 1024)."""
+    match = _SIZE.fullmatch(text.lower())
+    if match is None:
+        raise InputError(f"expected a number, and k, m, g or t where it is not bytes, found {text[:20]!r}")
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def _lines(path: Path) -> list[tuple[int, str, str]]:

@@ -12,15 +12,13 @@ from groundwork.compat import StrEnum
 from groundwork.errors import InputError
 from groundwork.settings import one_of, whole_number
 from virtual_waggle import env_file
-from virtual_waggle.env_file import Variable
+from virtual_waggle.env_file import Variable, size
 
 FILE = "beehive.env"
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 _AGE = re.compile(r"([1-9][0-9]{0,5})([hdw])")
 _AGES = {"h": 3_600_000_000_000, "d": 86_400_000_000_000, "w": 604_800_000_000_000}
-_SIZE = re.compile(r"([1-9][0-9]{0,8})([kmgt]?)")
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 class Admit(StrEnum):
@@ -69,14 +67,6 @@ def retention(text: str) -> int | None:
     if match is None:
         raise InputError(f"{text[:20]!r} is no length of time", hint="give hours, days or weeks, as 90d")
     return int(match[1]) * _AGES[match[2]]
-
-
-def size(text: str) -> int:
-    """Bytes of a size such as ``512m`` (k, m, g, t: powers of 1024)."""
-    match = _SIZE.fullmatch(text.lower())
-    if match is None:
-        raise InputError(f"expected a number, and k, m, g or t where it is not bytes, found {text[:20]!r}")
-    return int(match[1]) * _UNITS[match[2]]
 
 
 def store_url(text: str) -> str:

@@ -209,8 +209,9 @@ async def _served(service: Service, process: Process, user: str, sessions: int) 
             raise Refusal(WRONG_INPUT, "the command is too long")
         return await asyncio.wait_for(service.serve(user, command, process), service.patience)
     except Refusal as refusal:
-        logger.warning("%s: refused: %s", user, refusal)
-        _tell(process, f"refused: {refusal}")
+        word = "refused" if refusal.status == WRONG_INPUT else "not now"
+        logger.warning("%s: %s: %s", user, word, refusal)
+        _tell(process, f"{word}: {refusal}")
         return refusal.status
     except asyncio.TimeoutError:
         logger.warning("%s: not done within %g s", user, service.patience)

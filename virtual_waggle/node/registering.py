@@ -148,14 +148,15 @@ def _checked(node_id: str, answer: bytes) -> tuple[dict[str, str], str]:
     return given, until
 
 
-def _node_id(text: str) -> str:
+def node_id(text: str) -> str:
+    """A node's id.  Raises InputError."""
     if not message.is_node_id(text):
         raise InputError(f"expected 16 hexadecimal digits, found {text[:40]!r}")
     return text
 
 
 TABLE = (
-    Variable("WAGGLE_NODE_ID", "the node's id", _node_id),
+    Variable("WAGGLE_NODE_ID", "the node's id", node_id),
     Variable("WAGGLE_BEEHIVE_HOST", "the Beehive's name or address"),
     Variable("WAGGLE_BEEHIVE_REGISTRATION_PORT", "its registration's port", whole_number(1, 65535), "20022"),
     Variable("WAGGLE_PRIVATE", "the node's folder `private`", Path),
