@@ -37,10 +37,10 @@ unit: setup  ## tests without network and subprocesses
 	@$(STEP) "unit tests" $(PYTHON) -m pytest -q tests/unit
 
 integration: system-packages setup  ## tests with the real diskimage-builder, QEMU, Keystone and Glance
-	@$(STEP) "integration tests" $(PYTHON) -m pytest -v --durations=10 tests/integration -m "not long"
+	@$(STEP) "integration tests" $(PYTHON) -m pytest -v --durations=10 tests/integration tests/contract -m "not long"
 
 test-full: test  ## test, and what takes too long for it
-	@$(STEP) "long tests" $(PYTHON) -m pytest -v --durations=10 tests/integration -m long
+	@$(STEP) "long tests" $(PYTHON) -m pytest -v --durations=10 tests/integration tests/contract -m long
 
 bench: system-packages setup  ## the figures of docs/performance.md, both sides in one run
 	@$(STEP) "benchmarks" $(PYTHON) -m tests.benchmarks

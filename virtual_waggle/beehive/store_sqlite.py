@@ -71,7 +71,7 @@ class SQLiteStore:
         execute = self._database.execute
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = FULL")
-        execute("PRAGMA cache_size = -65536")  # KiB
+        execute("PRAGMA cache_size = -4096")  # KiB; a reader has little use of it
         execute("PRAGMA wal_autocheckpoint = 8192")  # pages: a page that changes often is copied once for many commits
         execute("PRAGMA journal_size_limit = 67108864")  # bytes that the log keeps
         if execute("PRAGMA user_version").fetchone()[0] == 0:
@@ -81,6 +81,10 @@ class SQLiteStore:
             files.give_to_owner_of(self._path.parent, self._path)
 
     def write(self, measurements: Sequence[Measurement]) -> None:
+        if self._generation < 0:
+            with self._telling():
+                # The ends of all series are written to again and again.
+                self._database.execute("PRAGMA cache_size = -65536")  # KiB
         grouped = by_series(measurements)
         new: dict[SeriesKey, Writing] = {}
         with self._telling(), self._transaction():
