@@ -65,6 +65,13 @@ def parse_address(text: str, origin: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def variable(environment: Mapping[str, str], name: str) -> str:
+    """A variable of the environment that a service can't do without."""
+    if not environment.get(name):
+        raise InputError(f"the environment variable {name} is not set")
+    return environment[name]
+
+
 def read_secret(path: Path) -> str:
     """A password out of its file."""
     try:

@@ -110,11 +110,11 @@ def encode(upload: Upload) -> bytes:
 
 def folder_name(text: str) -> str:
     """A job's or task's name as a folder's: percent-encoded, no dot in front, of a very long one a digest."""
-    name = quote(text, safe="", errors="replace")
+    name = quote(text, safe="")
     if name.startswith("."):
         name = f"%2E{name[1:]}"
     if len(name) > _LONGEST_FOLDER:
-        name = f"{name[:150]}~{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:32]}"
+        name = f"{name[:150]}~{hashlib.sha256(text.encode()).hexdigest()[:32]}"
     return name
 
 

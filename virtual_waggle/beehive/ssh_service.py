@@ -155,7 +155,7 @@ class _Connection(asyncssh.SSHServer):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
         if exc is not None and not self.known:
-            logger.debug("%s: left without having logged in: %s", self._peer, str(exc)[:200])
+            logger.info("%s: left without having logged in: %s", self._peer, str(exc)[:200])
 
     def begin_auth(self, username: str) -> bool:
         keys = self._service.authorized(username)

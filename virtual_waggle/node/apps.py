@@ -31,11 +31,21 @@ class App:
     task: str
 
 
+def is_id(text: str) -> bool:
+    """Whether this may be the id of an app."""
+    return _APP_ID.fullmatch(text) is not None
+
+
 def check_id(app_id: str) -> str:
     """The app id, if it is one.  Raises InputError."""
-    if not _APP_ID.fullmatch(app_id):
+    if not is_id(app_id):
         raise InputError(f"{app_id[:60]!r} is no app id", hint="expected letters, digits, and . _ - after the first")
     return app_id
+
+
+def path_of(folder: Path, app_id: str) -> Path:
+    """The file of an app.  Raises InputError for what is no app id."""
+    return folder / f"{check_id(app_id)}{_SUFFIX}"
 
 
 def add(folder: Path, app_id: str, app: App) -> None:
@@ -43,12 +53,12 @@ def add(folder: Path, app_id: str, app: App) -> None:
     for name, value in asdict(app).items():
         if not value or len(value) > message.META_VALUE:
             raise InputError(f"{name} of app {app_id}: expected 1 to {message.META_VALUE} characters")
-    files.write_text(folder / f"{check_id(app_id)}{_SUFFIX}", json.dumps(asdict(app), indent=2) + "\n")
+    files.write_text(path_of(folder, app_id), json.dumps(asdict(app), indent=2) + "\n")
 
 
 def remove(folder: Path, app_id: str) -> None:
     """Let an app publish no more."""
-    (folder / f"{check_id(app_id)}{_SUFFIX}").unlink(missing_ok=True)
+    path_of(folder, app_id).unlink(missing_ok=True)
 
 
 def close(folder: Path, app_id: str, *, now: float | None = None) -> None:
@@ -89,7 +99,7 @@ def read(path: Path) -> App:
 def app_id_of(path: Path) -> str | None:
     """The id of the app whose file this is; None for another file."""
     name = path.name.removesuffix(_SUFFIX)
-    return name if path.name.endswith(_SUFFIX) and _APP_ID.fullmatch(name) else None
+    return name if path.name.endswith(_SUFFIX) and is_id(name) else None
 
 
 def _is_plain(text: str) -> bool:

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import stat
+import struct
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from groundwork import process
+from groundwork import files, process
 from groundwork.errors import InputError, Interrupted
 from groundwork.process import ProcessError
 from groundwork.program import run_program
@@ -36,7 +37,6 @@ logger = logging.getLogger("uploader")
 
 _LOOK = 1.0  # seconds between looks at the folder
 _TRIM = 10.0  # seconds between looks at how much it holds
-_APPS = ".apps"  # in uploads: what is remembered of apps
 _SETTLED = 60.0  # seconds without a change, after which what is not whole will not become so
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds to wait for a Beehive that is away
 _STALLED = 60  # seconds without a byte, after which rsync gives up
@@ -44,7 +44,7 @@ _PATIENCE = 6 * 3600.0  # seconds for one upload
 _MOST_ENTRIES = 100_000  # files and folders below uploads
 _BLOCK = 1 << 20
 _REFUSED = "refused: "  # what the Beehive's side says before a reason that stays
-_NOT_NOW = "not now: "  # and before one that passes
+_NOT_LISTED = 0xFFFFFFFF
 
 
 class Waiting(NamedTuple):
@@ -77,16 +77,33 @@ class Known:
     strangers: set[str] = field(default_factory=set)  # apps that nobody told us of
 
 
+def make_inbox(uploads: Path, app_id: str) -> Path:
+    """Make the folder that an app sees as its upload path; any user in its container can write there.
+
+    What it writes, also as root, the folder's owner can read and delete (a default ACL), for that is the uploader.
+    """
+    inbox = files.make_folder(uploads / apps.check_id(app_id))
+    inbox.chmod(0o777)
+    # acl(5) as Linux stores it: version 2, then tag, permissions and id of each entry
+    owner = inbox.stat().st_uid
+    entries = [(0x01, 7, _NOT_LISTED), (0x02, 7, owner), (0x04, 5, _NOT_LISTED), (0x10, 7, _NOT_LISTED)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in [*entries, (0x20, 5, _NOT_LISTED)])
+    try:
+        os.setxattr(inbox, "system.posix_acl_default", acl)
+    except OSError as error:
+        logger.warning("%s: no access list can be set (%s): files of other users may stay", inbox, error.strerror)
+    return inbox
+
+
 def look(settings: Settings, known: Known, now: float) -> list[Waiting]:
     """The uploads that are whole, the oldest first; ``now`` in seconds since 1970."""
     found: list[Waiting] = []
     seen: set[tuple[Path, object]] = set()
     for inbox in _folders(settings.uploads):
-        app = _app(settings, inbox.name, known)
-        folders = _folders(inbox)
+        app = _app(settings.apps, inbox.name, known)
         if app is None:
             continue
-        for folder in folders:
+        for folder in _folders(inbox):
             key = (folder, _stamp(folder))
             seen.add(key)
             if key not in known.whole and key not in known.unfit:
@@ -140,33 +157,16 @@ def _plain_file(path: Path, most: int | None) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _app(settings: Settings, app_id: str, known: Known) -> App | None:
-    """What an app is; also of one that ended long ago, whose uploads waited for the Beehive."""
-    remembered = settings.uploads / _APPS / f"{app_id}.json"
+def _app(folder: Path, app_id: str, known: Known) -> App | None:
     try:
-        app = apps.read(settings.apps / f"{apps.check_id(app_id)}.json")
+        app = apps.read(folder / f"{apps.check_id(app_id)}.json")
     except InputError as error:
-        if remembered.exists():
-            return apps.read(remembered)
         if app_id not in known.strangers:
             known.strangers.add(app_id)
             logger.warning("uploads of %s wait: %s", app_id[:64], error)
         return None
     known.strangers.discard(app_id)
-    if not remembered.exists():
-        apps.add(remembered.parent, app_id, app)
     return app
-
-
-def tidy(settings: Settings) -> None:
-    """Take away the folders of apps that have ended and have nothing there, and what was remembered of them."""
-    for remembered in (settings.uploads / _APPS).glob("*.json"):
-        inbox = settings.uploads / remembered.stem
-        if not (settings.apps / remembered.name).exists():
-            with contextlib.suppress(OSError):  # not empty
-                inbox.rmdir()
-            if not inbox.exists():
-                remembered.unlink()
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -219,7 +219,7 @@ def send(settings: Settings, waiting: Waiting) -> None:
         os.utime(meta, (0, 0))  # the same upload is the same file
         command = [
             *("rsync", "--times", "--inplace", f"--timeout={_STALLED}"),
-            *("--rsh", f"{sys.executable} -W ignore -m virtual_waggle.node.beehive_ssh", "--"),
+            *("--rsh", f"{sys.executable} -m virtual_waggle.node.beehive_ssh", "--"),
             *(str(waiting.folder / upload.DATA), str(meta)),
             f"node-{settings.node_id}@{_in_rsync(settings.host)}:{waiting.upload.place}/",
         ]
@@ -240,9 +240,8 @@ def send(settings: Settings, waiting: Waiting) -> None:
             reason = next((line for line in lines if line.startswith(_REFUSED)), None)
             if reason is not None:
                 raise Turned(reason.removeprefix(_REFUSED)[:300]) from None
-            told = [line for line in lines if line.startswith(_NOT_NOW)]
-            told = told or [line for line in lines if "rsync" not in line]
-            raise Away((told or [str(error)])[0].removeprefix(_NOT_NOW)[:300]) from None
+            told = next((line for line in lines if line and not line.startswith("rsync")), str(error))
+            raise Away(told[:300]) from None
 
 
 def _in_rsync(host: str) -> str:
@@ -339,7 +338,6 @@ def serve(settings: Settings) -> NoReturn:
     while True:
         if time.monotonic() - trimmed > _TRIM:
             trim(settings.uploads, settings.most)
-            tidy(settings)
             trimmed = time.monotonic()
         begin = time.monotonic()
         waiting = look(settings, known, time.time())

@@ -76,7 +76,7 @@ def settings(hive: Beehive, name: str, *, most: int = 1 << 30, node_id: str = NO
         most,
     )
     apps.add(made.apps, APP, App("waggle/birds:1.2.3", "Birds of/Chicago", "sampler"))
-    files.make_folder(made.uploads / APP)
+    uploader.make_inbox(made.uploads, APP)
     return made
 
 
@@ -504,7 +504,7 @@ def test_what_a_plugin_leaves_that_is_no_upload_harms_nothing(hive: Beehive) -> 
     os.mkfifo(pipe / "meta")
     (inbox / "some file").touch()
     (inbox / "..bad").mkdir()
-    files.make_folder(given.uploads / "unknown-app")
+    uploader.make_inbox(given.uploads, "unknown-app")
     (given.uploads / "link").symlink_to("/")
     service = running(given)
     try:
@@ -525,17 +525,18 @@ def test_the_service_ends_in_time_when_told_to(hive: Beehive) -> None:
     assert service.wait(5) == 0
 
 
-def test_what_an_app_left_that_ended_long_ago_is_still_brought(hive: Beehive) -> None:
-    given = settings(hive, "ended")
-    name = left(given, b"late")
-    uploader.look(given, uploader.Known(), time.time())
-    apps.remove(given.apps, APP)
-    service = running(given)
-    try:
-        eventually(lambda: not (given.uploads / APP / name).exists())
-    finally:
-        process.stop(service)
-    assert json.loads((place(hive, name) / "meta").read_text())["job"] == "Birds of/Chicago"
+def test_what_root_wrote_in_a_plugins_container_can_be_deleted_by_the_uploader(hive: Beehive) -> None:
+    given = settings(hive, "root")
+    for path in (given.uploads, given.uploads / APP):
+        os.chown(path, 990, 990)
+    uploader.make_inbox(given.uploads, APP)
+    name = left(given, b"by root")
+    assert (given.uploads / APP / name / "data").stat().st_uid == 0
+    done = process.run(
+        ["setpriv", "--reuid=990", "--regid=990", "--clear-groups", "rm", "-r", given.uploads / APP / name]
+    )
+    assert done == ""
+    assert not (given.uploads / APP / name).exists()
 
 
 def test_garbage_at_the_port_leaves_the_server_at_work(hive: Beehive, tmp_path: Path) -> None:
