@@ -10,7 +10,8 @@ _BOTH = {
     *("adduser", "apparmor", "apt", "bash-completion", "busybox", "ca-certificates", "chrony", "cloud-guest-utils"),
     *("cloud-init", "curl", "dbus", "docker.io", "eject", "ethtool", "fdisk", "firewalld", "grub-efi-amd64-bin"),
     *("grub-pc-bin", "grub2-common", "iproute2", "iptables", "iputils-ping", "jq", "less", "libpam-systemd", "locales"),
-    *("lsb-release", "lsof", "nano", "openssh-server", "pciutils", "procps", "python3", "python3-jsonschema"),
+    *("lsb-release", "lsof", "nano", "openssh-server", "pciutils", "procps", "python3", "python3-asyncssh"),
+    *("python3-cryptography", "python3-jsonschema"),
     *("python3-rich", "python3-yaml", "rsync", "sudo", "systemd-sysv", "tzdata", "udev", "unattended-upgrades", "wget"),
     "zstd",
 }
@@ -19,8 +20,9 @@ _DEBIAN = _BOTH | {"docker-compose", "gnupg2", "initramfs-tools", "linux-image-a
 # What the container images that sage carries are made of (virtual_waggle/stacks/images.yaml), in every release.
 IN_CONTAINERS = {
     *("base-files", "base-passwd", "bash", "coreutils", "dash", "findutils", "grep", "libc-bin"),
-    *("openssh-client", "python3", "python3-jsonschema", "python3-pika", "python3-pil", "python3-rich"),
-    *("python3-yaml", "rabbitmq-server", "rsync", "sed"),
+    *("openssh-client", "python3", "python3-aiohttp", "python3-asyncssh", "python3-cryptography"),
+    *("python3-jsonschema", "python3-pika", "python3-pil", "python3-psycopg2", "python3-rich", "python3-yaml"),
+    *("rabbitmq-server", "rsync", "sed"),
 }
 ASKED_FOR = {
     "jammy": _UBUNTU | {"initramfs-tools"},  # systemd-resolved is a part of its systemd
