@@ -5,18 +5,19 @@ What a call does not need is not imported: the machines that run it may be slow.
 """
 
 import sys
-from argparse import ArgumentParser
-from typing import NoReturn
+from argparse import Namespace
+from typing import Any, NoReturn
 
 from groundwork import __version__
+from groundwork.errors import InputError
 
 
 def virtual_waggle() -> NoReturn:
     """The program virtual-waggle."""
     _run(
         "virtual-waggle",
-        "A Waggle node in software, part of every Sage image. This release has the container images of the node and\n"
-        "of the Beehive; the services that run in them are not in it yet.",
+        "A Waggle node in software: plugins publish to it, and its Beehive, if it has one, gets their data.",
+        "virtual_waggle.node_commands",
         images=True,
     )
 
@@ -25,46 +26,64 @@ def beehive_server() -> NoReturn:
     """The program beehive-server."""
     _run(
         "beehive-server",
-        "The Beehive, which gathers what Waggle nodes send, part of every Sage image. This release tells its version\n"
-        "and nothing more: the Beehive's services are not in it yet.",
+        "A Beehive, which gathers what Waggle nodes send and answers queries.",
+        "virtual_waggle.beehive_commands",
         images=False,
     )
 
 
-def _run(name: str, description: str, *, images: bool) -> NoReturn:
+def _run(name: str, description: str, commands: str, *, images: bool) -> NoReturn:
     if sys.argv[1:] == ["--version"]:
         print(f"{name} {__version__}")
         sys.exit(0)
 
+    from importlib import import_module
+
+    from groundwork import console
     from groundwork.program import run_program
     from groundwork.settings import Parser
 
     def main() -> int:
         parser = Parser(prog=name, description=description)
         parser.add_argument("--version", action="version", version=f"{name} {__version__}")
+        added = parser.add_subparsers(metavar="COMMAND")
+        import_module(commands).add(added)
         if images:
-            _add_images(parser)
-        given = parser.parse_args(sys.argv[1:])
-        if getattr(given, "what", None) == "list":
-            return _list_images()
-        if getattr(given, "what", None) == "load":
-            return _load_images(given.image)
-        parser.print_help()
-        return 0
+            _add_images(added)
+        ours, words = _divided(sys.argv[1:])
+        given = parser.parse_args(ours)
+        if not hasattr(given, "act"):
+            parser.print_help()
+            return 0
+        if words is not None and given.act.__name__ != "run":
+            raise InputError("nothing may stand after --", hint=f"see: {name} --help")
+        given.words = words or []
+        console.configure(json_output=getattr(given, "json", False))
+        code: int = given.act(given)
+        return code
 
     run_program(main)
 
 
-def _add_images(parser: ArgumentParser) -> None:
-    commands = parser.add_subparsers(metavar="COMMAND")
+def _divided(words: list[str]) -> tuple[list[str], list[str] | None]:
+    """What is ours, and what stands after ``--``."""
+    if "--" not in words:
+        return words, None
+    place = words.index("--")
+    return words[:place], words[place + 1 :]
+
+
+def _add_images(commands: Any) -> None:
     images = commands.add_parser("images", help="the container images that this machine brought with it")
     what = images.add_subparsers(dest="what", metavar="list|load", required=True)
-    what.add_parser("list", help="show them, and whether Docker has them")
+    shown = what.add_parser("list", help="show them, and whether Docker has them")
+    shown.set_defaults(act=_list_images)
     load = what.add_parser("load", help="give Docker those that it does not have; no registry is asked")
+    load.set_defaults(act=_load_images)
     load.add_argument("image", nargs="*", metavar="IMAGE", help="only this one, as sage/rabbitmq")
 
 
-def _list_images() -> int:
+def _list_images(given: Namespace) -> int:
     from groundwork import console
     from virtual_waggle.containers import load
 
@@ -82,10 +101,10 @@ def _list_images() -> int:
     return 0
 
 
-def _load_images(names: list[str]) -> int:
+def _load_images(given: Namespace) -> int:
     from virtual_waggle.containers import load
 
-    lacking = load.missing(load.chosen(names, load.stored()))
+    lacking = load.missing(load.chosen(given.image, load.stored()))
     if lacking:
         load.load(lacking)
     for image in lacking:

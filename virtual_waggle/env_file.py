@@ -68,6 +68,17 @@ def from_environment(environment: Mapping[str, str], table: Sequence[Variable]) 
     return values
 
 
+def layered(path: Path, environment: Mapping[str, str], table: Sequence[Variable]) -> dict[str, str]:
+    """The text of each variable: what the file says (it need not exist), else the environment, else its default.
+
+    Raises InputError that names the first wrong one.
+    """
+    given = {name: text for name, text in texts(path).items() if text} if path.exists() else {}
+    found = {one.name: given.get(one.name) or environment.get(one.name) or one.default or "" for one in table}
+    from_environment(found, table)
+    return found
+
+
 def text_of(table: Sequence[Variable], given: Mapping[str, str]) -> str:
     """The text of a new settings file: each variable under its explanation, those left at their defaults commented."""
     lines: list[str] = []

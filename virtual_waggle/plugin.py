@@ -36,8 +36,8 @@ class Plugin:
     With PYWAGGLE_LOG_DIR all goes into that folder too: ``data.ndjson`` and ``uploads/``.
     """
 
-    def __init__(self) -> None:
-        given = os.environ.get
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        given = environment.get
         address = given("WAGGLE_PLUGIN_HOST", "rabbitmq"), int(given("WAGGLE_PLUGIN_PORT", "5672"))
         self._user = given("WAGGLE_PLUGIN_USERNAME", "plugin")
         self._parameters = broker_client.by_password(address, self._user, given("WAGGLE_PLUGIN_PASSWORD", "plugin"))

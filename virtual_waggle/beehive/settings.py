@@ -132,11 +132,23 @@ TABLE = (
     Variable("BEEHIVE_UPLOAD_FREE", "uploads are turned away while less than this is free on the disk", size, "1g"),
 )
 
+# What of the services may differ from machine to machine; the environment of the command counts too.
+LOCAL = (
+    Variable("BEEHIVE_MANAGEMENT_PORT", "port of the broker's management API, on loopback", _PORT, "15673"),
+    Variable(
+        "BEEHIVE_PROMETHEUS_PORT", "port of the broker's metrics, on loopback, without containers", _PORT, "15693"
+    ),
+    Variable("BEEHIVE_LOADER_PORT", "port of the loader's metrics likewise", _PORT, "8082"),
+    Variable("BEEHIVE_EPMD_PORT", "port of Erlang's names likewise", _PORT, "14370"),
+    Variable("BEEHIVE_DISTRIBUTION_PORT", "port of Erlang's nodes likewise", _PORT, "25683"),
+    Variable("BEEHIVE_ADDRESS", "address at which services without containers listen", str, "0.0.0.0"),  # noqa: S104
+)
+
 
 def read(path: Path) -> Settings:
     """The settings of a ``beehive.env``.  Raises InputError with file, line and name for what is wrong in it."""
-    values = env_file.read(path, TABLE)
-    settings = of(values)
+    values = env_file.read(path, (*TABLE, *LOCAL))
+    settings = of({variable.name: values[variable.name] for variable in TABLE})
     ports = {
         "BEEHIVE_PORT": settings.port,
         "BEEHIVE_REGISTRATION_PORT": settings.registration_port,

@@ -75,7 +75,7 @@ def deploy(state: State, given: Mapping[str, str], place: broker.Place, *, now: 
     state_folder.prepare(state.folder)
     changed = []
     with files.lock(state.folder / ".lock", wait=30):
-        if env_file.change(state.settings_file, settings.TABLE, given):
+        if env_file.change(state.settings_file, (*settings.TABLE, *settings.LOCAL), given):
             changed.append(settings.FILE)
         known = settings.read(state.settings_file)
         for folder in (state.private, state.nodes):

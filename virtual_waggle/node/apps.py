@@ -68,12 +68,17 @@ def close(folder: Path, app_id: str, *, now: float | None = None) -> None:
     files.write_text(path, json.dumps(data, indent=2) + "\n")
 
 
-def sweep(folder: Path, *, now: float | None = None) -> None:
-    """Let apps that ended an hour ago publish no more."""
+def sweep(folder: Path, uploads: Path, *, now: float | None = None) -> None:
+    """Let apps that ended an hour ago publish no more; but those that have files to upload are still to be known.
+
+    ``uploads`` holds a folder an app; those of such apps are removed when they are empty.
+    """
     for path in folder.glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             closed = json.loads(path.read_bytes()).get(_CLOSED)
             if isinstance(closed, int | float) and closed < (time.time() if now is None else now) - LATE:
+                with contextlib.suppress(FileNotFoundError):
+                    (uploads / path.name.removesuffix(_SUFFIX)).rmdir()
                 path.unlink()
 
 

@@ -1,37 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a node's services are run with: where its broker listens, and the variables of ``stacks/node/compose.yaml``.
 
-Ports on loopback are chosen by the environment (PORTS); the same file runs as containers and as plain processes.
+The same file runs as containers and as plain processes.  Ports on loopback are settings (settings.LOCAL).
 """
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from groundwork import files
-from groundwork.settings import whole_number
+from groundwork import console, files
+from groundwork.errors import SageError
 from virtual_waggle import env_file
-from virtual_waggle.broker import Place
-from virtual_waggle.env_file import Variable
+from virtual_waggle.broker import NODE_USERS, Place
 from virtual_waggle.forms import Deployment
+from virtual_waggle.node import settings
 from virtual_waggle.node.state import NodeState
 
-PROJECT = "virtual-waggle"  # its network is virtual-waggle_default
+PROJECT = "virtual-waggle"
 COMPOSE_FILE = Path(__file__).parents[1] / "stacks/node/compose.yaml"
 IN_CONTAINER = "/run/secrets"
 
-_PORT = whole_number(1, 65535)
-PORTS = (
-    Variable("WAGGLE_BROKER_PORT", "port of the node's broker, on loopback", _PORT, "5672"),
-    Variable("WAGGLE_MANAGEMENT_PORT", "port of its management API, on loopback", _PORT, "15672"),
-    Variable("WAGGLE_PLAYBACK_PORT", "port of the playback server, on loopback", _PORT, "8090"),
-)
-NATIVE_PORTS = (
-    Variable("WAGGLE_PROMETHEUS_PORT", "port of the broker's metrics, on loopback", _PORT, "15692"),
-    Variable("WAGGLE_RECORDER_PORT", "port of the recorder's metrics, on loopback", _PORT, "8081"),
-    Variable("WAGGLE_EPMD_PORT", "port of Erlang's names, on loopback", _PORT, "14369"),
-    Variable("WAGGLE_DISTRIBUTION_PORT", "port of Erlang's nodes, on loopback", _PORT, "25682"),
+NETWORK = f"{PROJECT}_default"
+BROKER_IN_NETWORK = ("rabbitmq", 5672)
+PLAYBACK_IN_NETWORK = ("playback", 8090)
+_HEALTH = 120.0  # seconds
+_IN_BOTH_FORMS = (
+    *("WAGGLE_BROKER_PORT", "WAGGLE_MANAGEMENT_PORT", "WAGGLE_PLAYBACK_PORT"),
+    *("WAGGLE_METRICS_INTERVAL", "WAGGLE_PLAYBACK_RATE", "WAGGLE_RETENTION"),
 )
 _REGISTRATION = ("known_hosts", "beehive-ca.pem", "node-cert.pem", "node-key.pem", "upload-key", "upload-key-cert.pub")
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - a container's network is the stack's own
@@ -41,20 +36,20 @@ def place(state: NodeState, *, native: bool, environment: Mapping[str, str] = os
     """Where the broker listens and sees its files, for ``state.write_broker_files``."""
     if not native:
         return Place(IN_CONTAINER, _ANYWHERE, _ANYWHERE)
-    ports = _ports(environment)
+    local = _local(state, environment)
     return Place(
         secrets=str(state.private),
         address="127.0.0.1",
         management_address="127.0.0.1",
-        port=ports["WAGGLE_BROKER_PORT"],
-        management_port=ports["WAGGLE_MANAGEMENT_PORT"],
-        prometheus_port=ports["WAGGLE_PROMETHEUS_PORT"],
+        port=int(local["WAGGLE_BROKER_PORT"]),
+        management_port=int(local["WAGGLE_MANAGEMENT_PORT"]),
+        prometheus_port=int(local["WAGGLE_PROMETHEUS_PORT"]),
     )
 
 
 def deployment(state: NodeState, *, native: bool, environment: Mapping[str, str] = os.environ) -> Deployment:
     """The node's services, ready to be started; where it is not registered, without what is for the Beehive."""
-    ports = _ports(environment)
+    local = _local(state, environment)
     given = state.settings
     variables = {
         "WAGGLE_STATE_DIR": str(state.folder),
@@ -65,35 +60,54 @@ def deployment(state: NodeState, *, native: bool, environment: Mapping[str, str]
         "WAGGLE_BEEHIVE_HOST": given.beehive_host,
         "WAGGLE_BEEHIVE_UPLOAD_PORT": str(given.upload_port),
         "WAGGLE_REGISTRATION": str(_registration(state)),
-        **{name: str(ports[name]) for name in ("WAGGLE_BROKER_PORT", "WAGGLE_MANAGEMENT_PORT", "WAGGLE_PLAYBACK_PORT")},
+        **{name: local[name] for name in _IN_BOTH_FORMS if local[name]},
     }
-    for name in ("WAGGLE_METRICS_INTERVAL", "WAGGLE_PLAYBACK_RATE", "WAGGLE_RETENTION"):
-        if environment.get(name):
-            variables[name] = environment[name]
     if native:
-        variables.update(_native_variables(state, ports))
-    profile = "beehive" if state.registered else "alone"
-    return Deployment(PROJECT, COMPOSE_FILE, state.folder, variables, (profile,))
+        variables.update(_native_variables(state, local))
+    # One that is to be registered keeps what is for its Beehive until then.
+    profiles = ("beehive",) if state.registered else () if given.beehive_host else ("alone",)
+    return Deployment(PROJECT, COMPOSE_FILE, state.folder, variables, profiles)
 
 
-def _native_variables(state: NodeState, ports: Mapping[str, Any]) -> dict[str, str]:
+def addresses(state: NodeState, environment: Mapping[str, str] = os.environ) -> dict[str, tuple[str, int]]:
+    """Where this machine reaches ``broker``, ``management`` and ``playback``, in both forms."""
+    local = _local(state, environment)
+    return {
+        name: ("127.0.0.1", int(local[f"WAGGLE_{name.upper()}_PORT"])) for name in ("broker", "management", "playback")
+    }
+
+
+def wait_for_broker(state: NodeState) -> None:
+    """Return when the broker takes plugins in: what they send before that is lost.  Raises SageError after 2 min."""
+    from virtual_waggle import broker_client  # and pika
+
+    secret = broker_client.read_secret(state.private / NODE_USERS["plugin"])
+    parameters = broker_client.by_password(addresses(state)["broker"], "plugin", secret)
+    with console.stage("waiting for the node's broker", brief=True):
+        try:
+            broker_client.connect(parameters, deadline=_HEALTH).close()
+        except broker_client.BrokerError as error:
+            raise SageError(str(error), hint="is the node up? virtual-waggle status") from None
+
+
+def _native_variables(state: NodeState, local: Mapping[str, str]) -> dict[str, str]:
     return {
         "WAGGLE_SECRETS": str(state.private),
         "WAGGLE_PYTHONPATH": str(Path(__file__).parents[2]),
-        "WAGGLE_BROKER": f"127.0.0.1:{ports['WAGGLE_BROKER_PORT']}",
-        "WAGGLE_BROKER_PORT_INSIDE": str(ports["WAGGLE_BROKER_PORT"]),
-        "WAGGLE_EPMD_PORT": str(ports["WAGGLE_EPMD_PORT"]),
-        "WAGGLE_DISTRIBUTION_PORT": str(ports["WAGGLE_DISTRIBUTION_PORT"]),
-        "WAGGLE_PLAYBACK": f"127.0.0.1:{ports['WAGGLE_PLAYBACK_PORT']}",
-        "WAGGLE_RECORDER_LISTEN": f"127.0.0.1:{ports['WAGGLE_RECORDER_PORT']}",
+        "WAGGLE_BROKER": f"127.0.0.1:{local['WAGGLE_BROKER_PORT']}",
+        "WAGGLE_BROKER_PORT_INSIDE": local["WAGGLE_BROKER_PORT"],
+        "WAGGLE_EPMD_PORT": local["WAGGLE_EPMD_PORT"],
+        "WAGGLE_DISTRIBUTION_PORT": local["WAGGLE_DISTRIBUTION_PORT"],
+        "WAGGLE_PLAYBACK": f"127.0.0.1:{local['WAGGLE_PLAYBACK_PORT']}",
+        "WAGGLE_RECORDER_LISTEN": f"127.0.0.1:{local['WAGGLE_RECORDER_PORT']}",
         "WAGGLE_PROC": "/proc",
         "WAGGLE_SYS": "/sys",
         "WAGGLE_ROOT": "/",
     }
 
 
-def _ports(environment: Mapping[str, str]) -> dict[str, Any]:
-    return env_file.from_environment(environment, (*PORTS, *NATIVE_PORTS))
+def _local(state: NodeState, environment: Mapping[str, str]) -> dict[str, str]:
+    return env_file.layered(state.folder / settings.FILE, environment, settings.LOCAL)
 
 
 def _registration(state: NodeState) -> Path:

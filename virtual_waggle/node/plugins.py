@@ -17,7 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from virtual_waggle import broker, broker_client
 from virtual_waggle.node import apps, data_config
 from virtual_waggle.node.apps import App
 from virtual_waggle.node.state import NodeState
+from virtual_waggle.plugin import Plugin
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ _NO_ID = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
-class Plugin:
+class Opened:
     """A plugin that may publish: its app id, and its folder for uploads."""
 
     app_id: str
@@ -56,17 +57,15 @@ def password(state: NodeState) -> str:
 
 
 @contextlib.contextmanager
-def opened(state: NodeState, plugin: str, job: str, task: str) -> Iterator[Plugin]:
+def opened(state: NodeState, plugin: str, job: str, task: str) -> Iterator[Opened]:
     """Let a plugin publish under a new app id while the block runs; what comes late is taken for a while yet."""
-    apps.sweep(state.apps)
+    apps.sweep(state.apps, state.uploads)
     app_id = f"{task_name(task)}-{secrets.token_hex(8)}"
     apps.add(state.apps, app_id, App(plugin, job, task))
     try:
-        yield Plugin(app_id, make_upload_folder(state, app_id))
+        yield Opened(app_id, make_upload_folder(state, app_id))
     finally:
         apps.close(state.apps, app_id)
-        with contextlib.suppress(OSError):  # what is in it stays until it is uploaded
-            (state.uploads / app_id).rmdir()
 
 
 def environment(app_id: str, secret: str, host: str, port: int, uploads: str) -> dict[str, str]:
@@ -125,19 +124,21 @@ def run_container(
     name: str,
     network: str,
     address: tuple[str, int],
+    playback: tuple[str, int],
     job: str,
     options: Sequence[str] = (),
 ) -> int:
     """Run a plugin's image, which Docker has, and give its exit code.
 
-    ``name`` is what the data call it; ``address`` is the broker's in ``network``; ``options`` are more of Docker's own.
+    ``name`` is what the data call it; ``address`` and ``playback`` are the broker's and the cameras' in
+    ``network``; ``options`` are more of Docker's own.
     """
     secret = password(state)
     with opened(state, name, job, task_name(name)) as plugin:
         container = f"waggle-{plugin.app_id}"
         mounts = [
             f"type=bind,source={plugin.uploads},target={UPLOADS}",
-            f"type=bind,source={data_config.make(state, 'playback', 8090)},target={DATA_CONFIG},readonly",
+            f"type=bind,source={data_config.make(state, *playback)},target={DATA_CONFIG},readonly",
         ]
         with environment_file(environment(plugin.app_id, secret, *address, UPLOADS)) as path:
             command: list[str | Path] = [
@@ -201,16 +202,24 @@ def _docker_hint(said: str) -> str | None:
 
 
 def run_native(
-    state: NodeState, path: Path, words: Sequence[str], *, port: int, playback_port: int, job: str, python: Path | None
+    state: NodeState,
+    path: Path,
+    words: Sequence[str],
+    *,
+    address: tuple[str, int],
+    playback: tuple[str, int],
+    job: str,
+    name: str | None = None,
+    python: Path | None = None,
 ) -> int:
     """Run a plugin's script, or its folder's, as a process of this user, and give its exit code."""
     script = find_script(path)
     interpreter = python or _interpreter(script.parent)
     secret = password(state)
-    name = script.parent.name if script.name in SCRIPTS else script.stem
-    with opened(state, f"{name}:native", job, task_name(name)) as plugin:
-        values = environment(plugin.app_id, secret, "127.0.0.1", port, str(plugin.uploads))
-        values["WAGGLE_DATA_CONFIG_PATH"] = str(data_config.make(state, "127.0.0.1", playback_port))
+    name = name or f"{script.resolve().parent.name if script.name in SCRIPTS else script.stem}:native"
+    with opened(state, name, job, task_name(name)) as plugin:
+        values = environment(plugin.app_id, secret, *address, str(plugin.uploads))
+        values["WAGGLE_DATA_CONFIG_PATH"] = str(data_config.make(state, *playback))
         if interpreter == Path(sys.executable):
             # for plugins that take the stand-in of pywaggle (virtual_waggle.plugin)
             ours = str(Path(virtual_waggle.__file__).parents[1])
@@ -221,6 +230,19 @@ def run_native(
             return _exit_code(child)
         finally:
             process.stop(child, patience=_PATIENCE)
+
+
+def upload_file(state: NodeState, path: Path, labels: Mapping[str, str], *, address: tuple[str, int]) -> Path:
+    """Hand a copy of a file to the uploader and publish that, as a plugin would; where it lies now.
+
+    Raises BrokerError where the broker did not take the message.
+    """
+    secret = password(state)
+    with opened(state, "virtual-waggle:upload", "virtual-waggle", "upload") as app:
+        given = environment(app.app_id, secret, *address, str(app.uploads))
+        with Plugin(given) as plugin:
+            plugin.upload_file(path, labels, keep=True)
+        return next(app.uploads.iterdir())
 
 
 def find_script(path: Path) -> Path:

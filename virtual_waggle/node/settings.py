@@ -9,6 +9,7 @@ from pathlib import Path
 from groundwork.errors import InputError
 from groundwork.settings import whole_number
 from virtual_waggle import env_file, message
+from virtual_waggle.beehive.settings import retention
 from virtual_waggle.env_file import Variable
 
 FILE = "waggle-node.env"
@@ -62,11 +63,28 @@ TABLE = (
     Variable("WAGGLE_BEEHIVE_REGISTRATION_PORT", "port of its registration", _PORT, "20022"),
     Variable("WAGGLE_BEEHIVE_UPLOAD_PORT", "port where it takes files", _PORT, "20023"),
 )
+# What of the services may differ from machine to machine; the environment of the command counts too.
+LOCAL = (
+    Variable("WAGGLE_BROKER_PORT", "port of the node's broker, on loopback", _PORT, "5672"),
+    Variable("WAGGLE_MANAGEMENT_PORT", "port of its management API, on loopback", _PORT, "15672"),
+    Variable("WAGGLE_PLAYBACK_PORT", "port of the playback server, on loopback", _PORT, "8090"),
+    Variable("WAGGLE_PROMETHEUS_PORT", "port of the broker's metrics, on loopback, without containers", _PORT, "15692"),
+    Variable("WAGGLE_RECORDER_PORT", "port of the recorder's metrics likewise", _PORT, "8081"),
+    Variable("WAGGLE_EPMD_PORT", "port of Erlang's names likewise", _PORT, "14369"),
+    Variable("WAGGLE_DISTRIBUTION_PORT", "port of Erlang's nodes likewise", _PORT, "25682"),
+    Variable(
+        "WAGGLE_METRICS_INTERVAL", "seconds between measurements of the node itself", whole_number(1, 86400), "30"
+    ),
+    Variable("WAGGLE_PLAYBACK_RATE", "pictures a second of the camera stand-ins", whole_number(1, 30), "10"),
+    Variable(
+        "WAGGLE_RETENTION", "how long a node without a Beehive keeps data, as 90d; empty: for ever", retention, ""
+    ),
+)
 
 
 def read(path: Path) -> NodeSettings:
     """The settings of a file.  Raises InputError, which names file, line and key."""
-    values = env_file.read(path, TABLE)
+    values = env_file.read(path, (*TABLE, *LOCAL))
     node_id = values[NODE_ID]
     if not node_id:
         raise InputError(f"{path}: {NODE_ID} is not set", hint="`virtual-waggle up` makes one")

@@ -6,6 +6,7 @@ private/            0700: passwords, the broker's files, what registration gave
 apps/               the apps that may publish (node/apps.py)
 uploads/            a folder an app, which it sees as /run/waggle/uploads
 data/               measurements where there is no Beehive
+playback/           the user's pictures and films, for the camera stand-ins
 rabbitmq/           the broker's data
 native/             pids and logs of services that run as plain processes
 """
@@ -24,7 +25,15 @@ from virtual_waggle.node import settings
 from virtual_waggle.node.settings import NodeSettings
 
 _OURS = (settings.FILE, ".lock")  # what tells a node's folder from others
-_FOLDERS = {"private": 0o700, "apps": 0o755, "uploads": 0o700, "data": 0o755, "rabbitmq": 0o700, "native": 0o700}
+_FOLDERS = {
+    "private": 0o700,
+    "apps": 0o755,
+    "uploads": 0o700,
+    "data": 0o755,
+    "playback": 0o755,
+    "rabbitmq": 0o700,
+    "native": 0o700,
+}
 _REGISTRATION = ("beehive-ca.pem", "node-cert.pem", "node-key.pem")
 
 

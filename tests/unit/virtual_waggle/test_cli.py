@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -30,22 +32,90 @@ def test_a_command_tells_its_version(
     assert capsys.readouterr().out == f"{name} {__version__}\n"
 
 
+COMMANDS = {
+    "virtual-waggle": (
+        *("up", "down", "status", "run", "build", "newplugin"),
+        *("logs", "report", "upload", "data", "images"),
+    ),
+    "beehive-server": ("deploy", "up", "down", "status", "register", "nodes", "logs"),
+}
+
+
 @pytest.mark.parametrize(("name", "program"), PROGRAMS)
 @pytest.mark.parametrize("words", [[], ["--help"]])
-def test_help_says_honestly_what_is_there(
+def test_help_names_all_commands(
     name: str, program: Program, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(program, name, words, monkeypatch) == 0
-    assert "not in it yet" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert [command for command in COMMANDS[name] if not re.search(rf"^    {command}\b", said, re.MULTILINE)] == []
 
 
 @pytest.mark.parametrize(("name", "program"), PROGRAMS)
-@pytest.mark.parametrize("words", [["up"], ["--vresion"]])
+def test_every_command_explains_itself(
+    name: str, program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in COMMANDS[name]:
+        assert call(program, name, [command, "--help"], monkeypatch) == 0
+        assert f"usage: {name} {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "program"), PROGRAMS)
+@pytest.mark.parametrize("words", [["uup"], ["--vresion"], ["status", "--jsno"], ["down", "now"]])
 def test_an_unknown_word_is_wrong_input(
     name: str, program: Program, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(program, name, words, monkeypatch) == 2
-    assert words[0] in capsys.readouterr().err
+    assert words[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "program"), PROGRAMS)
+@pytest.mark.parametrize("command", ["down", "status", "logs"])
+def test_where_nothing_was_set_up_is_told(
+    name: str,
+    program: Program,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert call(program, name, [command, "--state-dir", str(tmp_path)], monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path) in said
+    assert "makes one" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["status", "--", "x"], "nothing may stand after --"),
+        (["data", "--filter", "task"], "--filter: expected KEY=VALUE, found 'task'"),
+        (["upload", "/nowhere", "--meta", "=x"], "--meta: expected KEY=VALUE"),
+        (["upload", "/nowhere"], "there is no file /nowhere"),
+        (["build", "/nowhere"], "can't read /nowhere/sage.yaml"),
+        (["newplugin", "A B"], "no name for a plugin"),
+        (["data", "--tail", "x"], "--tail"),
+    ],
+)
+def test_wrong_words_are_told_before_anything_is_done(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(cli.virtual_waggle, "virtual-waggle", words, monkeypatch) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_stands_after_two_dashes_is_the_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["run", "sky:1.0", "--job", "j", "--", "--count", "3", "--", "--json"]
+    taken: list[list[str]] = []
+
+    def run(given: Namespace) -> int:
+        taken.append([given.plugin, given.job, *given.words])
+        return 7
+
+    monkeypatch.setattr("virtual_waggle.node_commands.run", run)
+    assert call(cli.virtual_waggle, "virtual-waggle", words, monkeypatch) == 7
+    assert taken == [["sky:1.0", "j", "--count", "3", "--", "--json"]]
 
 
 def test_images_asks_what_to_do_with_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

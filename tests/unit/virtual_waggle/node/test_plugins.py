@@ -36,18 +36,18 @@ def test_a_plugin_is_an_app_while_it_runs_and_for_a_while_after(node: NodeState)
         assert plugin.uploads.is_dir()
     path = node.apps / f"{plugin.app_id}.json"
     assert apps.read(path).plugin == "sky:1.0"
-    assert not plugin.uploads.exists()
     closed = json.loads(path.read_text())["closed"]
-    apps.sweep(node.apps, now=closed + apps.LATE - 1)
+    apps.sweep(node.apps, node.uploads, now=closed + apps.LATE - 1)
     assert path.exists()
-    apps.sweep(node.apps, now=closed + apps.LATE + 1)
+    apps.sweep(node.apps, node.uploads, now=closed + apps.LATE + 1)
     assert not path.exists()
+    assert not plugin.uploads.exists()
 
 
 def test_an_app_that_runs_is_never_swept(node: NodeState) -> None:
     apps.add(node.apps, "runs", apps.App("a", "b", "c"))
     (node.apps / "odd.json").write_text("[1")
-    apps.sweep(node.apps, now=1e12)
+    apps.sweep(node.apps, node.uploads, now=1e12)
     assert (node.apps / "runs.json").exists()
 
 
@@ -56,10 +56,12 @@ def test_two_plugins_are_two_apps(node: NodeState) -> None:
         assert one.app_id != other.app_id
 
 
-def test_uploads_that_are_not_fetched_yet_stay(node: NodeState) -> None:
+def test_an_app_with_files_to_upload_stays_known(node: NodeState) -> None:
     with plugins.opened(node, "a:1", "j", "a") as plugin:
         (plugin.uploads / "1-abc").mkdir()
+    apps.sweep(node.apps, node.uploads, now=1e12)
     assert (plugin.uploads / "1-abc").exists()
+    assert (node.apps / f"{plugin.app_id}.json").exists()
 
 
 def test_anyone_writes_uploads_and_the_folders_owner_has_rights_to_them(node: NodeState) -> None:

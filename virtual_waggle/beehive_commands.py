@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of beehive-server: flags in, results out; the work is done in ``beehive/``.
+
+What a command does not need is not imported: the machines that run it may be slow.
+"""
+
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from virtual_waggle.beehive.state import State
+    from virtual_waggle.forms import Deployment, Row
+    from virtual_waggle.stack import Form
+
+_TROUBLED = 1  # exit code of status where something is not as it should be
+
+
+def add(commands: "_SubParsersAction[ArgumentParser]") -> None:
+    """Add the commands to the parser; each sets ``act`` to what does it."""
+
+    def command(name: str, act: Callable[[Namespace], int], text: str) -> ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(act=act)
+        made.add_argument("--state-dir", metavar="DIR", help="the Beehive's folder (default: $BEEHIVE_STATE_DIR)")
+        made.add_argument("--json", action="store_true", help="the result as JSON")
+        return made
+
+    for name, act, text in (
+        ("deploy", deploy, "make a Beehive's keys, certificates and settings, or repair them; nothing is started"),
+        ("up", up, "deploy, and start the services"),
+    ):
+        made = command(name, act, text)
+        made.add_argument(
+            "--host", metavar="NAME", help="names and addresses that nodes reach it by; with a comma between"
+        )
+        made.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting in beehive.env")
+        made.add_argument("--native", action="store_true", help="as plain processes instead of containers")
+    command("down", down, "stop the services; all data stay")
+    command("status", status, "how each service does; exit code 1 where one does not do well")
+
+    made = command("register", register, "let a node register, and give what it needs for that")
+    made.add_argument("node", metavar="NODE_ID")
+    made.add_argument("--remove", action="store_true", help="shut the node out instead; its data stay")
+    made.add_argument(
+        "--out", type=Path, metavar="DIR", help="write register.pem and known_hosts there, for the node's private/"
+    )
+
+    command("nodes", nodes, "the nodes, and how far each has come")
+
+    made = command("logs", logs, "what the services said")
+    made.add_argument("service", nargs="*", metavar="SERVICE")
+    made.add_argument("--follow", "-f", action="store_true", help="go on with what they say from now on")
+    made.add_argument("--lines", type=int, default=100, metavar="N", help="of each (default: %(default)s)")
+
+
+def deploy(given: Namespace) -> int:
+    """Make the state folder; tell what changed."""
+    from groundwork import console
+    from virtual_waggle.beehive import deployment
+
+    state, changed = _deployed(given)
+    console.result_json({"state_dir": str(state.folder), "changed": changed, "addresses": deployment.addresses(state)})
+    for name in changed:
+        console.result(f"made {name}")
+    console.result(f"a Beehive is in {state.folder}; start it: beehive-server up")
+    return 0
+
+
+def up(given: Namespace) -> int:
+    """Deploy, start, tell where it is reached."""
+    from groundwork import console
+    from virtual_waggle import stack
+    from virtual_waggle.beehive import deployment
+
+    state, changed = _deployed(given)
+    rows = stack.up(state.folder, _making(state))
+    addresses = deployment.addresses(state)
+    form = str(stack.form_of(state.folder))
+    console.result_json(
+        {
+            "state_dir": str(state.folder),
+            "form": form,
+            "changed": changed,
+            "addresses": addresses,
+            "services": _as_data(rows),
+        }
+    )
+    _table(rows)
+    console.result(f"the Beehive is up; its folder is {state.folder}")
+    for name, place in addresses.items():
+        console.result(f"  {name:12} {place}")
+    return 0
+
+
+def down(given: Namespace) -> int:
+    """Stop the services."""
+    from groundwork import console
+    from virtual_waggle import stack
+
+    state = _state(given)
+    stack.down(state.folder, _making(state))
+    console.result_json({"services": _as_data(stack.status(state.folder, _making(state)))})
+    console.result("the Beehive's services are stopped; its data stay")
+    return 0
+
+
+def status(given: Namespace) -> int:
+    """How each service does."""
+    from groundwork import console
+    from virtual_waggle import stack
+
+    state = _state(given)
+    rows = stack.status(state.folder, _making(state))
+    console.result_json({"form": str(stack.form_of(state.folder)), "services": _as_data(rows)})
+    _table(rows)
+    return 0 if all(row.ready for row in rows) else _TROUBLED
+
+
+def logs(given: Namespace) -> int:
+    """What the services said, line by line."""
+    import sys
+
+    from virtual_waggle import stack
+
+    state = _state(given)
+    for line in stack.logs(state.folder, _making(state), given.service, follow=given.follow, lines=given.lines):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+def register(given: Namespace) -> int:
+    """Admit a node, or remove it."""
+    from dataclasses import asdict
+    from datetime import datetime, timezone
+
+    from groundwork import console, files
+    from virtual_waggle.beehive import nodes as known
+    from virtual_waggle.beehive import state as states
+
+    state = _state(given)
+    change = known.remove if given.remove else known.admit
+    node = change(state.nodes, given.node, now=datetime.now(timezone.utc))
+    handed = {} if given.remove else states.handout(state)
+    if given.out:
+        for name, text in handed.items():
+            files.write_text(given.out / name, text, mode=0o600)
+    console.result_json({**asdict(node), "files": [str(given.out / name) for name in handed] if given.out else []})
+    console.result(f"node {node.id} is {node.status}")
+    if handed and given.out:
+        console.result(f"for the node's folder private/: {', '.join(str(given.out / name) for name in handed)}")
+    elif handed:
+        console.result(
+            f"it needs {' and '.join(handed)} of {state.private} in its folder private/; --out DIR copies them"
+        )
+    return 0
+
+
+def nodes(given: Namespace) -> int:
+    """All nodes."""
+    from dataclasses import asdict
+
+    from groundwork import console
+    from virtual_waggle.beehive import nodes as known
+
+    state = _state(given)
+    found = known.every(state.nodes)
+    console.result_json({"nodes": [asdict(node) for node in found]})
+    headings = ["node", "status", "since", "certificates until", "last measurement"]
+    console.table(headings[:4], [row[:4] for row in known.listing(found, {})])
+    return 0
+
+
+def _state(given: Namespace) -> "State":
+    """The state folder that is there.  Raises InputError where none is."""
+    from groundwork.errors import InputError
+    from virtual_waggle.beehive import state as states
+
+    state = states.chosen(given.state_dir)
+    if not state.settings_file.exists():
+        raise InputError(f"no Beehive in {state.folder}", hint="`beehive-server deploy` makes one; or give --state-dir")
+    return state
+
+
+def _deployed(given: Namespace) -> "tuple[State, list[str]]":
+    import os
+    from datetime import datetime, timezone
+
+    from groundwork import console
+    from groundwork.errors import InputError
+    from virtual_waggle import env_file, stack
+    from virtual_waggle.beehive import deployment, settings
+    from virtual_waggle.beehive import state as states
+    from virtual_waggle.broker import Place
+
+    state = states.chosen(given.state_dir)
+    wanted = {"BEEHIVE_HOST": given.host} if given.host else {}
+    for text in given.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set: expected NAME=VALUE, found {text!r}")
+        wanted[name] = value
+    now = datetime.now(timezone.utc)
+    with console.stage("keys and certificates", brief=True):
+        if not state.settings_file.exists() and "BEEHIVE_HOST" in wanted:
+            # where the broker listens is a setting too
+            known = settings.of(env_file.from_environment(wanted, settings.TABLE))
+            place = deployment.place(state, known, native=given.native, environment={**os.environ, **wanted})
+        elif state.settings_file.exists():
+            place = deployment.place(state, settings.read(state.settings_file), native=given.native)
+        else:
+            place = Place("", "", "")  # deploy says what is missing
+        changed = states.deploy(state, wanted, place, now=now)
+        settled = deployment.place(state, settings.read(state.settings_file), native=given.native)
+        if settled != place:  # by what was set just now
+            changed += states.deploy(state, wanted, settled, now=now)
+    stack.choose(state.folder, stack.Form.NATIVE if given.native else stack.Form.DOCKER, _making(state))
+    return state, list(dict.fromkeys(changed))
+
+
+def _making(state: "State") -> "Callable[[Form], Deployment]":
+    from virtual_waggle.beehive import deployment
+
+    return lambda form: deployment.deployment(state, native=form == "native")
+
+
+def _as_data(rows: "Sequence[Row]") -> list[dict[str, object]]:
+    from dataclasses import asdict
+
+    return [asdict(row) for row in rows]
+
+
+def _table(rows: "Sequence[Row]") -> None:
+    from groundwork import console
+
+    console.table(
+        ["service", "state", "health", "since", "restarts"],
+        [[row.service, row.state, row.health, row.since, str(row.restarts)] for row in rows],
+    )
