@@ -304,8 +304,6 @@ def _write(path: Path, stream: IO[bytes]) -> dict[str, Any]:
             total.update(block)
             size += len(block)
             target.write(block)
-        target.flush()
-        os.fsync(target.fileno())
     files.give_to_owner_of(path.parent, path)
     return {"size": size, "sha256": total.hexdigest()}
 
@@ -338,6 +336,7 @@ def _put_in_place(folder: Path, beside: Path, moment: str) -> None:
         if path.is_file():
             path.chmod(0o644)
     (beside / settings.FILE).chmod(0o644)
+    os.sync()  # once, not for each of perhaps very many files
     before = folder / f"{_BEFORE}-{moment}"
     # rabbitmq: what the old broker holds is of the old users
     for name in (settings.FILE, *_FOLDERS, "rabbitmq"):
