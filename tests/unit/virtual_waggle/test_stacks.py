@@ -207,3 +207,14 @@ def test_a_health_check_finds_its_address_in_a_variable(monkeypatch: pytest.Monk
     assert asked == [("127.0.0.1", 8080), ("GET", "/healthz")]
     monkeypatch.setattr(Connection, "status", 503)
     assert healthy.main("LISTEN", "/healthz") == 1
+
+
+def test_a_service_that_listens_is_found_without_a_connection() -> None:
+    table = (
+        "  sl  local_address rem_address   st tx_queue rx_queue\n"
+        "   0: 00000000:1628 00000000:0000 0A 00000000:00000000\n"
+        "   1: 0100007F:4E36 0100007F:1628 01 00000000:00000000\n"
+    )
+    assert healthy.is_listened_at(5672, table)
+    assert not healthy.is_listened_at(20022, table)  # a connection from that port
+    assert not healthy.is_listened_at(80, table)
