@@ -35,7 +35,7 @@ from virtual_waggle.beehive import answer, stream, uploads
 from virtual_waggle.beehive import query as queries
 from virtual_waggle.beehive.query import BadQuery, Query
 from virtual_waggle.beehive.settings import api_url, store_url
-from virtual_waggle.beehive.store import Point, Series, Store, StoreUnavailable, open_store
+from virtual_waggle.beehive.store import Point, Series, Store, StoreUnavailable, open_store, read_password
 from virtual_waggle.env_file import Variable, from_environment
 from virtual_waggle.prometheus import Metrics
 
@@ -471,9 +471,7 @@ def read_configuration(environment: Any = os.environ) -> Configuration:
 
 async def serve(configuration: Configuration) -> None:
     """Serve until SIGTERM."""
-    password_file = configuration.secrets / "store-password"
-    has_password = password_file.exists() and password_file.stat().st_size  # Compose wants a file in any case
-    password = broker_client.read_secret(password_file) if has_password else None
+    password = read_password(configuration.secrets)
     store = PerThread(lambda: open_store(configuration.store, configuration.store_folder, password))
     loop = asyncio.get_running_loop()
     stop, ended = threading.Event(), asyncio.Event()

@@ -25,7 +25,7 @@ from groundwork.errors import SageError
 from groundwork.program import run_program
 from virtual_waggle import broker, broker_client, message, status_server
 from virtual_waggle.beehive.settings import retention, store_url
-from virtual_waggle.beehive.store import Store, StoreUnavailable, open_store
+from virtual_waggle.beehive.store import Store, StoreUnavailable, open_store, read_password
 from virtual_waggle.broker_client import BrokerError
 from virtual_waggle.env_file import Variable, from_environment
 from virtual_waggle.message import Measurement, Unfit
@@ -291,9 +291,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     parameters = broker_client.by_certificate(
         given["WAGGLE_BROKER"], secrets / "ca-cert.pem", secrets / "loader-cert.pem", secrets / "loader-key.pem"
     )
-    password_file = secrets / "store-password"
-    has_password = password_file.exists() and password_file.stat().st_size  # Compose wants a file in any case
-    password = broker_client.read_secret(password_file) if has_password else None
+    password = read_password(secrets)
     run(
         broker.TO_LOADER,
         message.check_for_beehive,

@@ -114,6 +114,19 @@ def open_store(address: str, folder: Path, password: str | None = None) -> Store
     )
 
 
+def read_password(secrets: Path) -> str | None:
+    """The password of the store's user, out of the file store-password; None where that is empty or absent.
+
+    Compose wants a file in any case.
+    """
+    try:
+        return (secrets / "store-password").read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"can't read {secrets}/store-password: {error}") from None
+
+
 def all_series(store: Readable, names: Sequence[str] | None, since: int) -> Iterator[Series]:
     """All that :meth:`Store.series` gives."""
     after = 0

@@ -25,6 +25,14 @@ def test_a_password_in_the_address_is_refused_and_not_repeated(address: str) -> 
     assert "hush" not in f"{refusal.value} {refusal.value.hint}"
 
 
+def test_the_password_is_in_a_file_which_may_be_empty_or_absent(tmp_path: Path) -> None:
+    assert store.read_password(tmp_path) is None
+    (tmp_path / "store-password").write_text("")
+    assert store.read_password(tmp_path) is None
+    (tmp_path / "store-password").write_text("hush\n")
+    assert store.read_password(tmp_path) == "hush"
+
+
 def test_of_two_measurements_of_one_identity_the_last_counts() -> None:
     rows = [
         Measurement("a", 1, 1, {"x": "1", "y": "2"}),
