@@ -50,6 +50,7 @@ def _run(name: str, description: str, commands: str, *, images: bool) -> NoRetur
         import_module(commands).add(added)
         if images:
             _add_images(added)
+            import_module("virtual_waggle.manifest_commands").add(added)
         ours, words = _divided(sys.argv[1:])
         given = parser.parse_args(ours)
         if not hasattr(given, "act"):
