@@ -47,7 +47,7 @@ _SWEEP = 3600.0  # seconds between looks for such
 _BLOCK = 1 << 20
 
 # -t: times; the rest is what the two rsyncs can do, not what they shall do
-_SHORT_OPTIONS = re.compile(r"-[tv]{0,2}e[0-9]{0,3}\.[A-Za-z]{0,20}")
+_SHORT_OPTIONS = re.compile(r"-[tv]{0,2}e[0-9]{0,3}\.[0-9]{0,3}[A-Za-z]{0,20}")
 _LONG_OPTIONS = re.compile(r"--inplace|--partial|--timeout=[0-9]{1,5}")
 
 TABLE = (

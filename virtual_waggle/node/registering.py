@@ -91,7 +91,7 @@ def register(private: Path, node_id: str, beehive: Beehive, *, deadline: float) 
             wait = min(pause * random.uniform(0.7, 1.3), left)  # noqa: S311
             time.sleep(wait)
             pause = min(pause * 2, _LONGEST_PAUSE)
-    return _keep(private, node_id, answer)
+    return keep(private, node_id, answer)
 
 
 async def _asked(door: Door, node_id: str) -> bytes:
@@ -107,7 +107,7 @@ async def _asked(door: Door, node_id: str) -> bytes:
     if remote.exit_status == 0:
         return answer
     if remote.exit_status == _NOT_PERMITTED:
-        raise NotAdmitted(f"the Beehive at {where}: {reason}", hint=f"there: beehive-server nodes admit {node_id}")
+        raise NotAdmitted(f"the Beehive at {where}: {reason}", hint=f"there: beehive-server register {node_id}")
     raise Unreachable(f"the Beehive at {where}: {reason or 'it broke off'}")
 
 
@@ -121,7 +121,7 @@ async def _read(remote: asyncssh.SSHClientProcess[bytes]) -> tuple[bytes, bytes]
     return answer, told
 
 
-def _keep(private: Path, node_id: str, answer: bytes) -> str:
+def keep(private: Path, node_id: str, answer: bytes) -> str:
     """Check an answer and write its files, each by a rename; one that is broken off is finished the next time."""
     given, until = _checked(node_id, answer)
     for name in FILES:

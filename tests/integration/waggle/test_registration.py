@@ -5,6 +5,7 @@ import json
 import os
 import random
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -247,6 +248,53 @@ def test_a_removed_node_is_shut_out_everywhere_until_it_is_admitted_again(hive: 
     register(hive, private, node_id)
     assert enters_broker(rabbit, private, user)
     assert (private / "upload-key-cert.pub").read_text() != old
+
+
+def test_the_broker_lets_nobody_in_without_a_certificate_of_ours_that_has_not_ended(
+    hive: Beehive, rabbit: Broker
+) -> None:
+    hive.admit(NODE)
+    good = hive.node_folder("good")
+    register(hive, good)
+    assert enters_broker(rabbit, good, f"node-{NODE}")
+    ours = authority.open_authority(hive.state.private / "ca-key.pem", hive.state.private / "ca-cert.pem")
+    wrong = {"expired": (ours, beehives.now() - timedelta(days=20)), "forged": (None, beehives.now())}
+    for name, (by, moment) in wrong.items():
+        folder = hive.node_folder(name)
+        if by is None:
+            authority.make_authority(folder / "ca-key.pem", folder / "ca-cert.pem", now=moment)
+            by = authority.open_authority(folder / "ca-key.pem", folder / "ca-cert.pem")
+        authority.certify(by, folder / "node-key.pem", folder / "node-cert.pem", f"node-{NODE}", days=10, now=moment)
+        files.write_text(folder / "beehive-ca.pem", ours.pem)
+        assert not enters_broker(rabbit, folder, f"node-{NODE}"), name
+    context = ssl.create_default_context(cafile=str(good / "beehive-ca.pem"))
+    with (
+        pytest.raises(OSError, match=r"certificate required|reset|EOF|alert"),
+        socket.create_connection(("localhost", rabbit.port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        connection.sendall(b"AMQP\x00\x00\x09\x01")
+        assert connection.recv(1) != b""
+        raise AssertionError("the broker speaks to a client without a certificate")
+
+
+def test_the_services_own_certificates_open_what_is_theirs(hive: Beehive, rabbit: Broker) -> None:
+    private = hive.state.private
+    for name in ("loader", "api"):
+        parameters = broker_client.by_certificate(
+            ("localhost", rabbit.port),
+            private / "ca-cert.pem",
+            private / f"{name}-cert.pem",
+            private / f"{name}-key.pem",
+        )
+        connection = broker_client.connect(parameters, deadline=30)
+        channel = connection.channel()
+        if name == "loader":
+            channel.basic_get(broker.TO_LOADER, auto_ack=False)
+        else:
+            queue = channel.queue_declare("", exclusive=True).method.queue
+            channel.queue_bind(queue, broker.WAGGLE_MSG, "#")
+        connection.close()
 
 
 def test_the_brokers_users_are_put_right_when_the_service_starts(hive: Beehive, rabbit: Broker) -> None:
