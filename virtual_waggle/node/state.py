@@ -119,5 +119,5 @@ def to_beehive(state: NodeState) -> ToBeehive | None:
 
 
 def _make_settings(path: Path) -> None:
-    if not path.exists() or not env_file.read(path, settings.TABLE)[settings.NODE_ID]:
-        env_file.change(path, settings.TABLE, {settings.NODE_ID: secrets.token_hex(8)})
+    if not path.exists() or not env_file.read(path, (*settings.TABLE, *settings.LOCAL))[settings.NODE_ID]:
+        env_file.change(path, (*settings.TABLE, *settings.LOCAL), {settings.NODE_ID: secrets.token_hex(8)})
