@@ -42,12 +42,20 @@ def add(commands: "_SubParsersAction[ArgumentParser]") -> None:
 
     made = command("register", register, "let a node register, and give what it needs for that")
     made.add_argument("node", metavar="NODE_ID")
-    made.add_argument("--remove", action="store_true", help="shut the node out instead; its data stay")
     made.add_argument(
         "--out", type=Path, metavar="DIR", help="write register.pem and known_hosts there, for the node's private/"
     )
 
-    command("nodes", nodes, "the nodes, and how far each has come")
+    made = command("nodes", nodes, "the nodes, and how far each has come; or admit or remove one")
+    made.add_argument("what", nargs="?", choices=("list", "admit", "remove"), default="list", metavar="admit|remove")
+    made.add_argument("node", nargs="?", metavar="NODE_ID")
+
+    made = command("backup", backup, "keys, settings, nodes and store in one file, made while the Beehive runs")
+    made.add_argument("file", metavar="FILE", type=Path)
+    made.add_argument("--uploads", action="store_true", help="uploaded files too")
+    made = command("restore", restore, "make a Beehive of a backup, as a whole or not at all")
+    made.add_argument("file", metavar="FILE", type=Path)
+    made.add_argument("--force", action="store_true", help="where one stands already: what was there is kept beside")
 
     made = command("logs", logs, "what the services said")
     made.add_argument("service", nargs="*", metavar="SERVICE")
@@ -132,7 +140,7 @@ def logs(given: Namespace) -> int:
 
 
 def register(given: Namespace) -> int:
-    """Admit a node, or remove it."""
+    """Admit a node, and hand out what it registers with."""
     from dataclasses import asdict
     from datetime import datetime, timezone
 
@@ -141,17 +149,16 @@ def register(given: Namespace) -> int:
     from virtual_waggle.beehive import state as states
 
     state = _state(given)
-    change = known.remove if given.remove else known.admit
-    node = change(state.nodes, given.node, now=datetime.now(timezone.utc))
-    handed = {} if given.remove else states.handout(state)
+    node = known.admit(state.nodes, given.node, now=datetime.now(timezone.utc))
+    handed = states.handout(state)
     if given.out:
         for name, text in handed.items():
             files.write_text(given.out / name, text, mode=0o600)
     console.result_json({**asdict(node), "files": [str(given.out / name) for name in handed] if given.out else []})
     console.result(f"node {node.id} is {node.status}")
-    if handed and given.out:
+    if given.out:
         console.result(f"for the node's folder private/: {', '.join(str(given.out / name) for name in handed)}")
-    elif handed:
+    else:
         console.result(
             f"it needs {' and '.join(handed)} of {state.private} in its folder private/; --out DIR copies them"
         )
@@ -159,17 +166,69 @@ def register(given: Namespace) -> int:
 
 
 def nodes(given: Namespace) -> int:
-    """All nodes."""
+    """All nodes; or admit or remove one."""
     from dataclasses import asdict
+    from datetime import datetime, timezone
 
     from groundwork import console
+    from groundwork.errors import InputError
     from virtual_waggle.beehive import nodes as known
 
     state = _state(given)
-    found = known.every(state.nodes)
-    console.result_json({"nodes": [asdict(node) for node in found]})
-    headings = ["node", "status", "since", "certificates until", "last measurement"]
-    console.table(headings[:4], [row[:4] for row in known.listing(found, {})])
+    if (given.what == "list") != (given.node is None):
+        raise InputError(f"nodes {given.what}: expected {'no' if given.what == 'list' else 'a'} node's id")
+    if given.what == "list":
+        found = known.every(state.nodes)
+        console.result_json({"nodes": [asdict(node) for node in found]})
+        rows = [row[:4] for row in known.listing(found, {})]
+        console.table(["node", "status", "since", "certificates until"], rows)
+        return 0
+    change = known.remove if given.what == "remove" else known.admit
+    node = change(state.nodes, given.node, now=datetime.now(timezone.utc))
+    console.result_json(asdict(node))
+    console.result(f"node {node.id} is {node.status}")
+    return 0
+
+
+def backup(given: Namespace) -> int:
+    """All that a Beehive is, in one file."""
+    from dataclasses import asdict
+    from datetime import datetime, timezone
+
+    from groundwork import console
+    from virtual_waggle.beehive import backup as backups
+
+    state = _state(given)
+    with console.stage("backup", brief=True) as stage:
+        now = datetime.now(timezone.utc)
+        made = backups.backup(state, given.file, uploads=given.uploads, now=now, tell=stage.detail)
+    console.result_json({"file": str(given.file), **asdict(made)})
+    console.result(f"{given.file}: {made.count} files, {console.mebibytes(made.size)} before they were packed")
+    console.result("it holds all keys: keep it where nobody else reads it")
+    return 0
+
+
+def restore(given: Namespace) -> int:
+    """A Beehive out of a backup."""
+    from dataclasses import asdict
+    from datetime import datetime, timezone
+
+    from groundwork import console
+    from groundwork.errors import InputError
+    from virtual_waggle import stack
+    from virtual_waggle.beehive import backup as backups
+    from virtual_waggle.beehive import state as states
+
+    state = states.chosen(given.state_dir)
+    if state.settings_file.exists() and stack.was_started(state.folder):
+        running = [row.service for row in stack.status(state.folder, _making(state)) if row.state == "running"]
+        if running:
+            raise InputError(f"services run: {', '.join(running)}", hint="stop them first: beehive-server down")
+    with console.stage("restoration", brief=True) as stage:
+        now = datetime.now(timezone.utc)
+        made = backups.restore(given.file, state, force=given.force, now=now, tell=stage.detail)
+    console.result_json({"state_dir": str(state.folder), **asdict(made)})
+    console.result(f"restored the Beehive of {made.head.made} in {state.folder}; start it: beehive-server up")
     return 0
 
 

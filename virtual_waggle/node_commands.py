@@ -330,9 +330,7 @@ def data(given: Namespace) -> int:
     if given.name:
         patterns["name"] = given.name
     node = state.read(state.choose_folder(given.state_dir))
-    rows = reporting.query(
-        reporting.database(node), start=given.start, end=given.end, head=given.head, tail=given.tail, patterns=patterns
-    )
+    rows = reporting.query(node, start=given.start, end=given.end, head=given.head, tail=given.tail, patterns=patterns)
     if given.json:
         for row in rows:
             sys.stdout.write(json.dumps(row, separators=(",", ":")) + "\n")

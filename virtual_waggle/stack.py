@@ -35,6 +35,11 @@ def form_of(folder: Path) -> Form:
         return Form.DOCKER
 
 
+def was_started(folder: Path) -> bool:
+    """Whether the stack of this state folder ever was."""
+    return (folder / _FILE).exists()
+
+
 def choose(folder: Path, form: Form, make: Make) -> None:
     """Remember the form, before a start.  Raises SageError where the stack runs in the other one."""
     if form == Form.DOCKER:

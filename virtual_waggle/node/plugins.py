@@ -134,6 +134,7 @@ def run_container(
     ``network``; ``options`` are more of Docker's own.
     """
     secret = password(state)
+    _check_network(network)
     with opened(state, name, job, task_name(name)) as plugin:
         container = f"waggle-{plugin.app_id}"
         mounts = [
@@ -158,6 +159,15 @@ def run_container(
             if attached.poll() is None:
                 stop_container(container)
                 process.stop(attached)
+
+
+def _check_network(name: str) -> None:
+    try:
+        process.run(["docker", "network", "inspect", "--format", "{{.Id}}", name], timeout=_DOCKER)
+    except ProcessError as error:
+        if "no such network" in error.output.lower() or "not found" in error.output.lower():
+            raise InputError(f"Docker has no network {name}", hint="start the node first: virtual-waggle up") from None
+        raise InputError(f"Docker does not answer: {error}", hint=_docker_hint(error.output)) from None
 
 
 @contextlib.contextmanager
@@ -189,8 +199,6 @@ def running_containers() -> list[str]:
 
 def _docker_hint(said: str) -> str | None:
     said = said.lower()
-    if "network" in said and "not found" in said:
-        return "start the node first: virtual-waggle up"
     if "permission denied" in said and "sock" in said:
         return "log in as cc, or use sudo"
     if "cannot connect" in said or "docker daemon" in said:

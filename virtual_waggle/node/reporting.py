@@ -16,6 +16,7 @@ from groundwork import console, files
 from groundwork.errors import InputError, SageError
 from virtual_waggle import broker
 from virtual_waggle.forms import Row
+from virtual_waggle.message import UPLOAD
 from virtual_waggle.node.state import NodeState
 
 MANY = 50_000  # messages in a queue, above which its reader is behind
@@ -24,6 +25,7 @@ LEAST_FREE = 1 << 30  # bytes of disk
 _RECENT = 3600 * 10**9  # nanoseconds in which a measurement counts as one of the last
 _MOST_SERIES = 2000  # that are looked at for the last measurements
 _MOST_LAST = 20
+_OWN = ("sys.", "tegra_")  # names of what the node measures of itself
 _MOST_FILES = 100_000  # of uploads that are counted
 
 
@@ -215,7 +217,7 @@ def database(state: NodeState) -> Path:
 
 
 def query(
-    path: Path,
+    state: NodeState,
     *,
     start: str,
     end: str | None = None,
@@ -223,7 +225,7 @@ def query(
     tail: int | None = None,
     patterns: Mapping[str, str],
 ) -> Iterator[dict[str, Any]]:
-    """What the data API would answer of a node's own measurements, row by row.
+    """What the data API would answer of a node's own measurements, row by row; an upload's value is the file's path.
 
     Raises InputError for a query that the API would refuse, and where there are no measurements.
     """
@@ -231,6 +233,7 @@ def query(
     from virtual_waggle.beehive import query as queries
     from virtual_waggle.beehive.store_sqlite import SQLiteStore
 
+    path = database(state)
     if not path.is_file():
         raise InputError(f"there are no measurements in {path.parent}", hint="with a Beehive they are there, not here")
     fields: dict[str, Any] = {"start": start, "end": end, "head": head, "tail": tail, "filter": dict(patterns)}
@@ -244,13 +247,24 @@ def query(
         rest = b""
         for piece in answer.pieces(store, asked, ""):
             *lines, rest = (rest + piece).split(b"\n")
-            yield from map(json.loads, lines)
+            for line in lines:
+                row = json.loads(line)
+                if row["name"] == UPLOAD:
+                    row["value"] = _file(state.uploads, str(row["value"]))
+                yield row
     finally:
         store.close()
 
 
+def _file(uploads: Path, link: str) -> str:
+    """The path of the file that a link of the data API means, if it is here."""
+    timestamp, dash, _ = link.rpartition("/")[2].partition("-")
+    found = next(uploads.glob(f"*/{timestamp}-*/data"), None) if dash and timestamp.isdigit() else None
+    return str(found) if found else link
+
+
 def _last(path: Path, now: int) -> list[Last]:
-    """The last value under each name, the newest first."""
+    """The last value under each name, plugins' before the node's own, the newest first."""
     if not path.is_file():
         return []
     from virtual_waggle.beehive import query as queries
@@ -271,5 +285,5 @@ def _last(path: Path, now: int) -> list[Last]:
     finally:
         store.close()
     stamp = queries.Stamps()
-    rows = sorted(newest.items(), key=lambda item: -item[1][0])[:_MOST_LAST]
+    rows = sorted(newest.items(), key=lambda item: (item[0].startswith(_OWN), -item[1][0]))[:_MOST_LAST]
     return [Last(name, stamp(moment), value, meta) for name, (moment, value, meta) in rows]

@@ -37,7 +37,7 @@ COMMANDS = {
         *("up", "down", "status", "run", "build", "newplugin"),
         *("logs", "report", "upload", "data", "images"),
     ),
-    "beehive-server": ("deploy", "up", "down", "status", "register", "nodes", "logs"),
+    "beehive-server": ("deploy", "up", "down", "status", "register", "nodes", "backup", "restore", "logs"),
 }
 
 

@@ -10,7 +10,11 @@ import urllib.request
 from pathlib import Path
 
 from PIL import Image, ImageStat
-from waggle.plugin import Plugin
+
+try:
+    from waggle.plugin import Plugin
+except ImportError:  # built where PyPI can't be reached
+    from virtual_waggle.plugin import Plugin
 
 CAMERA = "http://playback:8090/bottom/image.jpg"
 LARGEST = 32 << 20  # bytes of an image

@@ -5,7 +5,10 @@ import argparse
 import time
 from pathlib import Path
 
-from waggle.plugin import Plugin
+try:
+    from waggle.plugin import Plugin
+except ImportError:  # built where PyPI can't be reached
+    from virtual_waggle.plugin import Plugin
 
 PROC = Path("/proc")
 
