@@ -17,7 +17,7 @@ from statistics import median
 from groundwork import console, files
 from image_builder import manifest
 from local_chameleon.cloud import State
-from tests.benchmarks import nights, rotation, upkeep, uploads
+from tests.benchmarks import nights, rotation, upkeep, uploads, waggle_latency, waggle_query
 from tests.benchmarks.figures import SITES, Figure, local_sites, seconds
 from tests.integration import commands
 
@@ -31,6 +31,8 @@ _WITHOUT_BUILD = {  # what needs no image to begin with
     "planning": rotation.planning,
     "swap": rotation.swap,
     "night": nights.nights,
+    "waggle_latency": waggle_latency.latency,
+    "waggle_query": waggle_query.query,
 }
 
 
