@@ -27,12 +27,13 @@ TRY_LATER = 75  # sysexits.h EX_TEMPFAIL
 NOT_PERMITTED = 77  # sysexits.h EX_NOPERM
 
 LONGEST_COMMAND = 4096  # characters
+WINDOW = 1 << 20  # bytes of a session that may be under way
 _CONNECTIONS = 200
 _STRANGERS = 40  # connections that have not logged in
 _SESSIONS = 8  # of one connection at a time
 _LOGIN = 20.0  # seconds
 _KEEPALIVE = 30.0  # seconds
-_MOST_UNREAD = 1 << 20  # bytes
+_MOST_UNREAD = 2 << 20  # bytes
 _LEAVE = 3.0  # seconds for sessions under way, when the service is told to end
 _END = 4.5  # seconds for all of it
 
@@ -73,6 +74,7 @@ async def listen(service: Service, host: str, port: int) -> "Listening":
         server_version=service.name,
         process_factory=lambda process: _session(service, process),
         encoding=None,
+        window=WINDOW,
         line_editor=False,
         allow_pty=False,
         allow_scp=False,

@@ -26,6 +26,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import IO
+
+import asyncssh
 
 from groundwork import files, process
 from groundwork.errors import InputError, SageError
@@ -226,14 +229,57 @@ async def _receive(uploads: Uploads, command: Command, staging: Path, session: P
         inherit=False,
         cwd=staging,
     )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stderr is not None
+    outputs = [
+        asyncio.ensure_future(_forward(child.stdout, session.stdout)),
+        asyncio.ensure_future(_forward(child.stderr, session.stderr)),
+    ]
+    feeding = asyncio.ensure_future(_feed(session, child.stdin))
     try:
-        await session.redirect(child.stdin, child.stdout, child.stderr, send_eof=False)
-        await session.stdout.drain()
-        while (status := child.poll()) is None:  # it has closed its output
+        await asyncio.gather(*outputs)  # it has closed them
+        while (status := child.poll()) is None:
             await asyncio.sleep(0.01)
         return status
     finally:
         process.stop(child, patience=0)
+        for task in (feeding, *outputs):
+            task.cancel()
+        await asyncio.gather(feeding, *outputs, return_exceptions=True)
+
+
+async def _feed(session: Process, pipe: IO[bytes]) -> None:
+    """What the node sends, to rsync.
+
+    Taken by the window: asyncssh 2.24 grants the sender a whole window for each part of it that is taken, and would
+    otherwise hold a file in memory when the disk is slow.
+    """
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, pipe)
+    writer = asyncio.StreamWriter(transport, protocol, None, loop)
+    try:
+        while block := await session.stdin.read(ssh_service.WINDOW):
+            writer.write(block)
+            await writer.drain()
+    except ConnectionError:  # rsync has ended; what it says tells why
+        pass
+    finally:
+        writer.close()
+
+
+async def _forward(pipe: IO[bytes], target: "asyncssh.SSHWriter[bytes]") -> None:
+    """What rsync says, to the node."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
+    try:
+        while block := await reader.read(_BLOCK):
+            target.write(block)
+            await target.drain()
+    finally:
+        transport.close()
 
 
 def service(uploads: Uploads) -> Service:

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a node comes to the Beehive's ssh servers: by asyncssh, which unlike ssh asks no list of the system's users.
-
-As a program it is rsync's remote shell: ``python3 -m virtual_waggle.node.beehive_ssh [-l USER] HOST COMMAND...``, with
-the port, keys and known hosts in the variables below.
-"""
+"""How a node comes to the Beehive's ssh servers: by asyncssh, which unlike ssh asks no list of the system's users."""
 
 import asyncio
 import contextlib
 import os
+import shlex
+import socket
 import sys
+import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
 
 from groundwork.errors import InputError, SageError
-from virtual_waggle import env_file
-from virtual_waggle.env_file import Variable
+from virtual_waggle.node import remote_shell
 
-UNREACHABLE = 255  # exit status, as ssh's
 _CONNECT = 15.0  # seconds
 _KEEPALIVE = 20.0  # seconds; three unanswered ones end the connection
+_LONGEST = 8192  # bytes of a command, and of what the Beehive tells of its failure
+_LEAVE = 2.0  # seconds
 
 
 class Unreachable(SageError):
@@ -89,48 +89,107 @@ async def connect(door: Door) -> asyncssh.SSHClientConnection:
         raise Unreachable(f"can't reach the Beehive at {where}: {str(error) or type(error).__name__}") from None
 
 
-TABLE = (
-    Variable("WAGGLE_SSH_PORT", "the upload server's port", int),
-    Variable("WAGGLE_SSH_KEY", "file of the private key", Path),
-    Variable("WAGGLE_SSH_CERTIFICATE", "file of the key's certificate", Path),
-    Variable("WAGGLE_SSH_KNOWN_HOSTS", "file of the Beehive's host keys", Path),
-)
+class Line:
+    """A connection to the Beehive that rsync's remote shells (remote_shell.py) share, one at a time.
 
+    It is made when the first one asks, and anew when it was lost.  For a block of ``with``; not from a thread that
+    asyncio runs in.
+    """
 
-async def _pipe(door: Door, command: str) -> int:
-    async with await connect(door) as connection:
-        remote = await connection.create_process(
-            command, encoding=None, stdin=sys.stdin.buffer, stdout=sys.stdout.buffer, stderr=sys.stderr.buffer
-        )
-        await remote.wait_closed()
-    return UNREACHABLE if remote.exit_status is None else remote.exit_status
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._loop = asyncio.new_event_loop()
 
+    def __enter__(self) -> "Line":
+        self._folder = tempfile.TemporaryDirectory(prefix="beehive.")
+        place = Path(self._folder.name, "line")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.bind(str(place))
+        self._socket.listen(1)
+        # what --rsh takes: words, by spaces and quotes
+        self.remote_shell = shlex.join([sys.executable, "-I", "-S", remote_shell.__file__, str(place)])
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        return self
 
-def main(words: list[str]) -> int:
-    """Be the remote shell of rsync."""
-    user = ""
-    if words[:1] == ["-l"]:
-        user, words = words[1], words[2:]
-    given = env_file.from_environment(os.environ, TABLE)
-    door = Door(
-        words[0],
-        given["WAGGLE_SSH_PORT"],
-        user,
-        given["WAGGLE_SSH_KEY"],
-        given["WAGGLE_SSH_KNOWN_HOSTS"],
-        given["WAGGLE_SSH_CERTIFICATE"],
-    )
-    try:
-        return asyncio.run(_pipe(door, " ".join(words[1:])))
-    except SageError as error:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(f"{error}\n")
-        return UNREACHABLE
-    except (OSError, asyncssh.Error) as error:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(f"the connection to the Beehive broke: {error}\n")
-        return UNREACHABLE
+    def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)  # the thread's accept ends
+        self._thread.join(_LEAVE)
+        self._socket.close()
+        self._folder.cleanup()
 
+    def _serve(self) -> None:
+        try:
+            while True:
+                try:
+                    asked, _ = self._socket.accept()
+                except OSError:
+                    return
+                with asked:
+                    command, descriptors, _, _ = socket.recv_fds(asked, _LONGEST, 3)
+                    if len(descriptors) == 3:
+                        status = self._loop.run_until_complete(self._answered(command.decode(), descriptors, asked))
+                        with contextlib.suppress(OSError):
+                            asked.send(bytes([status]))
+        finally:
+            self._drop()
+            self._loop.run_until_complete(asyncio.sleep(0))  # for what aborting leaves to the loop
+            self._loop.close()
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+
+    async def _answered(self, command: str, descriptors: list[int], asked: socket.socket) -> int:
+        """Run a command with these descriptors as its streams; its exit status.
+
+        Leaves off, and drops the connection, when nobody waits for it any more.
+        """
+        run = asyncio.ensure_future(self._run(command, descriptors))
+        self._loop.add_reader(asked, run.cancel)  # it says nothing more: it has ended
+        try:
+            return await run
+        except asyncio.CancelledError:
+            self._drop()
+            return remote_shell.UNREACHABLE
+        finally:
+            self._loop.remove_reader(asked)
+
+    async def _run(self, command: str, descriptors: list[int]) -> int:
+        given, wanted, told = descriptors
+        with open(told, "wb", buffering=0) as errors:
+            try:
+                remote = await self._opened(command, given, wanted)
+                text = await remote.stderr.read(_LONGEST)
+                await remote.wait_closed()
+            except SageError as error:
+                text, status = str(error).encode(), None
+            except (OSError, asyncssh.Error) as error:
+                self._drop()
+                text, status = f"the connection to the Beehive broke: {error}".encode(), None
+            else:
+                status = remote.exit_status
+            with contextlib.suppress(OSError):
+                errors.write(text.rstrip() + b"\n" if text.strip() else b"")
+        return remote_shell.UNREACHABLE if status is None or not 0 <= status < 256 else status
+
+    async def _opened(self, command: str, given: int, wanted: int) -> "asyncssh.SSHClientProcess[bytes]":
+        try:
+            for fresh in (self._connection is None, True):
+                if self._connection is None:
+                    self._connection = await connect(self._door)
+                try:
+                    session = await asyncio.wait_for(self._connection.create_process(command, encoding=None), _CONNECT)
+                    break
+                except (OSError, asyncssh.Error, asyncio.TimeoutError):
+                    self._drop()
+                    if fresh:
+                        raise
+        except BaseException:
+            os.close(given)
+            os.close(wanted)
+            raise
+        await session.redirect(stdin=given, stdout=wanted)
+        return session

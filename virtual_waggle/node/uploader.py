@@ -14,7 +14,6 @@ import os
 import shutil
 import stat
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +30,7 @@ from virtual_waggle import env_file, upload
 from virtual_waggle.env_file import Variable, size
 from virtual_waggle.node import apps, registering
 from virtual_waggle.node.apps import App
+from virtual_waggle.node.beehive_ssh import Door, Line
 from virtual_waggle.upload import Unfit, Upload
 
 logger = logging.getLogger("uploader")
@@ -211,7 +211,22 @@ class Turned(Exception):
     """The Beehive does not take this upload; the text says why."""
 
 
-def send(settings: Settings, waiting: Waiting) -> None:
+def line(settings: Settings) -> Line:
+    """The connection that uploads go by; made when it is first needed."""
+    private = settings.private
+    return Line(
+        Door(
+            settings.host,
+            settings.port,
+            f"node-{settings.node_id}",
+            private / "upload-key",
+            private / "known_hosts",
+            private / "upload-key-cert.pub",
+        )
+    )
+
+
+def send(settings: Settings, line: Line, waiting: Waiting) -> None:
     """Bring an upload to the Beehive; it keeps it when this returns.  Raises Away, Turned."""
     with tempfile.TemporaryDirectory(prefix="upload.") as folder:
         meta = Path(folder, upload.META)
@@ -219,22 +234,12 @@ def send(settings: Settings, waiting: Waiting) -> None:
         os.utime(meta, (0, 0))  # the same upload is the same file
         command = [
             *("rsync", "--times", "--inplace", f"--timeout={_STALLED}"),
-            *("--rsh", f"{sys.executable} -m virtual_waggle.node.beehive_ssh", "--"),
+            *("--rsh", line.remote_shell, "--"),
             *(str(waiting.folder / upload.DATA), str(meta)),
             f"node-{settings.node_id}@{_in_rsync(settings.host)}:{waiting.upload.place}/",
         ]
         try:
-            process.run(
-                command,
-                env={
-                    "WAGGLE_SSH_PORT": str(settings.port),
-                    "WAGGLE_SSH_KEY": str(settings.private / "upload-key"),
-                    "WAGGLE_SSH_CERTIFICATE": str(settings.private / "upload-key-cert.pub"),
-                    "WAGGLE_SSH_KNOWN_HOSTS": str(settings.private / "known_hosts"),
-                    "LC_ALL": "C.UTF-8",
-                },
-                timeout=_PATIENCE,
-            )
+            process.run(command, env={"LC_ALL": "C.UTF-8"}, timeout=_PATIENCE)
         except ProcessError as error:
             lines = error.output.splitlines()
             reason = next((line for line in lines if line.startswith(_REFUSED)), None)
@@ -331,7 +336,7 @@ def settings_of(environment: Mapping[str, str]) -> Settings:
     )
 
 
-def serve(settings: Settings) -> NoReturn:
+def serve(settings: Settings, line: Line) -> NoReturn:
     """Look, send, delete, for ever."""
     known = Known()
     pause, trimmed = 0.0, -_TRIM
@@ -344,7 +349,7 @@ def serve(settings: Settings) -> NoReturn:
         rest = max(_LOOK, 10 * (time.monotonic() - begin))  # a look at very many takes no more than a tenth of a core
         try:
             if settings.host and waiting:
-                _send_some(settings, known, waiting)
+                _send_some(settings, line, known, waiting)
             pause = 0.0
         except Away as error:
             pause = min(pause * 2, _LONGEST_PAUSE) or _FIRST_PAUSE
@@ -352,14 +357,14 @@ def serve(settings: Settings) -> NoReturn:
         time.sleep(pause or rest)
 
 
-def _send_some(settings: Settings, known: Known, waiting: list[Waiting]) -> None:
+def _send_some(settings: Settings, line: Line, known: Known, waiting: list[Waiting]) -> None:
     """Send for about as long as the disk may go without a look at it."""
     begin = time.monotonic()
     for one in waiting:
         if time.monotonic() - begin > _TRIM:
             break
         try:
-            send(settings, one)
+            send(settings, line, one)
         except Turned as error:
             logger.error("the Beehive does not take %s: %s", one.folder, error)
             known.unfit[one.folder, _stamp(one.folder)] = str(error)
@@ -374,8 +379,12 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
     settings = settings_of(os.environ)
     process.require("rsync", "setpriv")
+    logger.info(
+        "files in %s go to %s", settings.uploads, f"{settings.host}:{settings.port}" if settings.host else "nobody"
+    )
     try:
-        serve(settings)
+        with line(settings) as opened:
+            serve(settings, opened)
     except Interrupted:  # what was under way is continued the next time
         return 0
 

@@ -80,6 +80,11 @@ def settings(hive: Beehive, name: str, *, most: int = 1 << 30, node_id: str = NO
     return made
 
 
+def send(given: uploader.Settings, waiting: uploader.Waiting) -> None:
+    with uploader.line(given) as line:
+        uploader.send(given, line, waiting)
+
+
 def running(given: uploader.Settings) -> "subprocess.Popen[bytes]":
     """The node's service as its own process; its log is beside the uploads."""
     with (given.uploads.parent / "log").open("ab") as log:
@@ -247,9 +252,9 @@ def test_an_upload_that_came_before_is_confirmed_again(hive: Beehive) -> None:
     name = left(given, b"once")
     shutil.copytree(given.uploads / APP / name, given.uploads.parent / "copy")
     (waiting,) = uploader.look(given, uploader.Known(), time.time())
-    uploader.send(given, waiting)
+    send(given, waiting)
     before = (place(hive, name) / "data").stat()
-    uploader.send(given, waiting)
+    send(given, waiting)
     after = (place(hive, name) / "data").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     assert not (hive.state.uploads / INCOMING / f"node-{NODE}/Birds%20of%2FChicago/sampler" / name).exists()
@@ -264,7 +269,7 @@ def test_an_upload_that_broke_off_is_continued(hive: Beehive) -> None:
     (staging / "data").write_bytes(content[: LARGEST // 2])
     files.give_to_owner_of(staging, staging / "data")
     (waiting,) = uploader.look(given, uploader.Known(), time.time())
-    uploader.send(given, waiting)
+    send(given, waiting)
     assert (place(hive, name) / "data").read_bytes() == content
     # what was there and is wrong is mended too
     name = left(given, content, filename="other.bin")
@@ -273,7 +278,7 @@ def test_an_upload_that_broke_off_is_continued(hive: Beehive) -> None:
     (staging / "data").write_bytes(bytes(LARGEST // 2))
     files.give_to_owner_of(staging, staging / "data")
     waiting = next(one for one in uploader.look(given, uploader.Known(), time.time()) if one.folder.name == name)
-    uploader.send(given, waiting)
+    send(given, waiting)
     assert (place(hive, name) / "data").read_bytes() == content
 
 
@@ -476,11 +481,11 @@ def test_a_full_disk_makes_nodes_wait(hive: Beehive) -> None:
         left(given, b"waits")
         (waiting,) = uploader.look(given, uploader.Known(), time.time())
         with pytest.raises(uploader.Away, match="disk is full"):
-            uploader.send(given, waiting)
+            send(given, waiting)
     finally:
         hive.stop("upload_server")
         hive.start_uploads(BEEHIVE_UPLOAD_LARGEST=str(LARGEST), BEEHIVE_UPLOAD_FREE="1m")
-    uploader.send(given, waiting)
+    send(given, waiting)
 
 
 def test_what_a_plugin_leaves_that_is_no_upload_harms_nothing(hive: Beehive) -> None:
@@ -520,7 +525,7 @@ def test_what_a_plugin_leaves_that_is_no_upload_harms_nothing(hive: Beehive) -> 
 def test_the_service_ends_in_time_when_told_to(hive: Beehive) -> None:
     given = settings(hive, "ending")
     service = running(given)
-    time.sleep(2)
+    eventually(lambda: "go to localhost" in (given.uploads.parent / "log").read_text())
     os.killpg(service.pid, signal.SIGTERM)
     assert service.wait(5) == 0
 
