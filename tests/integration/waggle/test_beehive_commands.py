@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Beehive and a node by their commands, as plain processes: from unmodified pywaggle to the data API."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sage_data_client
+
+from groundwork import process
+from tests.integration.waggle import brokers
+from tests.integration.waggle.beehives import open_folder
+
+ENOUGH = 90.0  # seconds
+NODE = "00000000000000aa"
+NODE_PORTS = ("BROKER", "MANAGEMENT", "PLAYBACK", "PROMETHEUS", "RECORDER", "EPMD", "DISTRIBUTION")
+BEEHIVE_PORTS = (
+    *("", "REGISTRATION_", "UPLOAD_", "API_", "MANAGEMENT_", "PROMETHEUS_", "LOADER_", "EPMD_", "DISTRIBUTION_"),
+)
+PLUGIN = """
+import time
+from waggle.plugin import Plugin
+
+with Plugin() as plugin:
+    for number in range(100):
+        plugin.publish("count.up", number, timestamp=10**18 + number)
+    with open("note.txt", "w") as stream:
+        stream.write("hello")
+    plugin.upload_file("note.txt", timestamp=10**18)
+"""
+
+
+@dataclass(frozen=True)
+class Both:
+    """A Beehive and a node registered there."""
+
+    beehive: Path
+    node: Path
+    api: str
+
+    def values(self) -> list[int]:
+        found = sage_data_client.query(
+            start="2001-09-09T00:00:00Z", filter={"name": "count.up"}, endpoint=f"{self.api}/api/v1/query"
+        )
+        return [] if found.empty else list(found["value"])
+
+
+def call(
+    program: str, folder: Path, first: str, *words: str | Path, check: int = 0
+) -> "subprocess.CompletedProcess[str]":
+    command = [Path(sys.executable).with_name(program), first, "--state-dir", folder, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == check, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[Both]:
+    with open_folder() as folder:
+        beehive, node = folder / "beehive", folder / "node"
+        ports = brokers.free_ports(len(BEEHIVE_PORTS) + len(NODE_PORTS))
+        words = [f"--set=BEEHIVE_{name}PORT={ports.pop()}" for name in BEEHIVE_PORTS]
+        words.append("--set=BEEHIVE_ADDRESS=127.0.0.1")
+        try:
+            told = json.loads(
+                call("beehive-server", beehive, "up", "--native", "--host=localhost", *words, "--json").stdout
+            )
+            call("beehive-server", beehive, "register", NODE, "--out", node / "private")
+            registration = told["addresses"]["registration"].rpartition(":")[2]
+            uploads = told["addresses"]["uploads"].rpartition(":")[2]
+            lines = [f"WAGGLE_{name}_PORT={ports.pop()}" for name in NODE_PORTS]
+            lines += [
+                f"WAGGLE_NODE_ID={NODE}",
+                "WAGGLE_BEEHIVE_HOST=localhost",
+                f"WAGGLE_BEEHIVE_PORT={told['addresses']['broker'].rpartition(':')[2]}",
+                f"WAGGLE_BEEHIVE_REGISTRATION_PORT={registration}",
+                f"WAGGLE_BEEHIVE_UPLOAD_PORT={uploads}\n",
+            ]
+            (node / "waggle-node.env").write_text("\n".join(lines))
+            assert json.loads(call("virtual-waggle", node, "up", "--native", "--json").stdout)["registered"]
+            yield Both(beehive, node, told["addresses"]["data API"])
+        finally:
+            if (node / "waggle-node.env").exists():
+                call("virtual-waggle", node, "down")
+            if beehive.exists():
+                call("beehive-server", beehive, "down")
+
+
+def test_measurements_and_files_of_a_plugin_come_to_the_data_api(both: Both, tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(PLUGIN)
+    call("virtual-waggle", both.node, "run", "--native", tmp_path)
+    for _ in process.poll_until(ENOUGH, 0.5):
+        if len(both.values()) == 100:
+            break
+    assert both.values() == list(range(100))
+    query = {"start": "2001-09-09T00:00:00Z", "filter": {"name": "upload"}}
+    link = ""
+    for _ in process.poll_until(ENOUGH, 0.5):
+        request = urllib.request.Request(f"{both.api}/api/v1/query", json.dumps(query).encode())  # noqa: S310
+        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+            rows = [json.loads(line) for line in answer]
+        if rows and list(both.beehive.glob(f"uploads/node-{NODE}/*/*/*/data")):
+            link = rows[0]["value"]
+            break
+    with urllib.request.urlopen(link, timeout=20) as answer:  # noqa: S310
+        assert answer.read() == b"hello"
+
+
+def test_the_nodes_report_is_clean_and_its_data_are_not_here(both: Both) -> None:
+    report = json.loads(call("virtual-waggle", both.node, "report", "--json").stdout)
+    assert (report["registration"], report["shovel"], report["problems"]) == ("registered", "running", [])
+    assert "with a Beehive they are there" in call("virtual-waggle", both.node, "data", check=2).stderr
+
+
+def test_the_beehives_commands_tell_what_there_is(both: Both) -> None:
+    rows = json.loads(call("beehive-server", both.beehive, "status", "--json").stdout)["services"]
+    assert {row["service"] for row in rows} == {"rabbitmq", "registration", "upload-server", "loader", "api"}
+    (node,) = json.loads(call("beehive-server", both.beehive, "nodes", "--json").stdout)["nodes"]
+    assert (node["id"], node["status"]) == (NODE, "registered")
+    assert "loading" in call("beehive-server", both.beehive, "logs", "loader").stdout
+    assert json.loads(call("beehive-server", both.beehive, "deploy", "--native", "--json").stdout)["changed"] == []
+
+
+def test_a_backup_becomes_a_beehive_elsewhere_and_not_over_one_that_runs(both: Both, tmp_path: Path) -> None:
+    archive = tmp_path / "beehive.tar.gz"
+    call("beehive-server", both.beehive, "backup", archive, "--uploads")
+    said = call("beehive-server", both.beehive, "restore", archive, "--force", check=2).stderr
+    assert "services run" in said
+    told: dict[str, Any] = json.loads(call("beehive-server", tmp_path / "copy", "restore", archive, "--json").stdout)
+    assert told["head"]["uploads"] is True
+    (node,) = json.loads(call("beehive-server", tmp_path / "copy", "nodes", "--json").stdout)["nodes"]
+    assert node["id"] == NODE
+    assert [path.read_text() for path in (tmp_path / "copy").glob("uploads/*/*/*/*/data")] == ["hello"]
+
+
+def test_a_node_that_is_removed_is_out(both: Both) -> None:
+    other = "00000000000000bb"
+    assert (
+        json.loads(call("beehive-server", both.beehive, "nodes", "admit", other, "--json").stdout)["status"]
+        == "admitted"
+    )
+    assert "removed" in call("beehive-server", both.beehive, "nodes", "remove", other).stdout
+    assert "is no node id" in call("beehive-server", both.beehive, "nodes", "admit", "xyz", check=2).stderr
+    assert "expected a node's id" in call("beehive-server", both.beehive, "nodes", "admit", check=2).stderr
