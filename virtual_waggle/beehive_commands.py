@@ -66,8 +66,12 @@ def add(commands: "_SubParsersAction[ArgumentParser]") -> None:
 def deploy(given: Namespace) -> int:
     """Make the state folder; tell what changed."""
     from groundwork import console
+    from virtual_waggle import stack
     from virtual_waggle.beehive import deployment
+    from virtual_waggle.beehive import state as states
 
+    folder = states.chosen(given.state_dir).folder
+    given.native |= stack.form_of(folder) == stack.Form.NATIVE
     state, changed = _deployed(given)
     console.result_json({"state_dir": str(state.folder), "changed": changed, "addresses": deployment.addresses(state)})
     for name in changed:

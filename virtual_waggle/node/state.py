@@ -89,11 +89,13 @@ def make_ready(folder: Path) -> NodeState:
     with files.lock(folder / ".lock", wait=60):
         for name, mode in _FOLDERS.items():
             files.make_folder(folder / name).chmod(mode)
+            files.give_to_owner_of(folder, folder / name)  # what an operator, as root, put there
         _make_settings(folder / settings.FILE)
         state = read(folder)
         for name in broker.NODE_USERS.values():
             state_folder.password(state.private / name)
         for path in state.private.iterdir():
+            files.give_to_owner_of(folder, path)
             if path.is_file() and path.stat().st_mode & 0o077:
                 path.chmod(0o600)
     return state

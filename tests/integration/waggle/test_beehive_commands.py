@@ -124,7 +124,7 @@ def test_the_beehives_commands_tell_what_there_is(both: Both) -> None:
     (node,) = json.loads(call("beehive-server", both.beehive, "nodes", "--json").stdout)["nodes"]
     assert (node["id"], node["status"]) == (NODE, "registered")
     assert "loading" in call("beehive-server", both.beehive, "logs", "loader").stdout
-    assert json.loads(call("beehive-server", both.beehive, "deploy", "--native", "--json").stdout)["changed"] == []
+    assert json.loads(call("beehive-server", both.beehive, "deploy", "--json").stdout)["changed"] == []
 
 
 def test_a_backup_becomes_a_beehive_elsewhere_and_not_over_one_that_runs(both: Both, tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def test_what_is_missing_or_open_to_others_is_repaired(tmp_path: Path) -> None:
         assert path.read_text()
 
 
+def test_what_an_operator_puts_there_as_root_belongs_to_the_services(tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/register.pem").write_text("key")
+    (tmp_path / "waggle-node.env").touch()
+    made = state.make_ready(tmp_path)
+    assert {path.stat().st_uid for path in (made.private, made.private / "register.pem")} == {tmp_path.stat().st_uid}
+    assert (made.private / "register.pem").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="something else"):
