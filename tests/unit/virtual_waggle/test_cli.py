@@ -35,7 +35,7 @@ def test_a_command_tells_its_version(
 COMMANDS = {
     "virtual-waggle": (
         *("up", "down", "status", "run", "build", "newplugin"),
-        *("logs", "report", "upload", "data", "images"),
+        *("logs", "report", "upload", "data", "manifests", "images"),
     ),
     "beehive-server": ("deploy", "up", "down", "status", "register", "nodes", "backup", "restore", "logs"),
 }
