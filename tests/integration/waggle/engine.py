@@ -13,7 +13,7 @@ from groundwork import files, process
 from groundwork.process import ProcessError
 
 START_UP = 90.0  # seconds, on a busy machine
-PROGRAMS = ("docker", "docker-compose", "dockerd", "containerd", "runc", "unshare", "busybox")
+PROGRAMS = ("docker", "dockerd", "containerd", "runc", "unshare", "busybox")
 
 
 def why_not() -> str:
@@ -21,7 +21,13 @@ def why_not() -> str:
     missing = [program for program in PROGRAMS if process.find(program) is None]
     if missing:
         return f"missing {', '.join(missing)}"
-    return "" if os.geteuid() == 0 else "an engine needs root"
+    if os.geteuid() != 0:
+        return "an engine needs root"
+    try:
+        process.run(["docker", "compose", "version"], timeout=60)
+    except ProcessError:
+        return "" if process.find("docker-compose") else "missing Docker Compose"
+    return ""
 
 
 @contextlib.contextmanager

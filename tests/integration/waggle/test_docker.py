@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Services as containers, by docker-compose 1.29 and a real engine of the test's own."""
+"""Services as containers, by the Compose that is here and a real engine of the test's own."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from groundwork import files, process
 from groundwork.errors import InputError, SageError
 from groundwork.process import ProcessError
 from tests.integration.waggle import engine
+from tests.integration.waggle.native_command import deployment
 from virtual_waggle import docker
 from virtual_waggle.forms import Deployment
 
@@ -65,9 +69,9 @@ def given(address: str, tmp_path: Path) -> Iterator[Deployment]:
     for path in (state, state / "private", state / "private/word"):
         os.chown(path, 990, 990)
     (tmp_path / "compose.yaml").write_text(SERVICES)
-    deployment = Deployment("demo", tmp_path / "compose.yaml", state, {"FOLDER": str(state), "GREETING": "hello"})
-    yield deployment
-    docker.down(deployment)
+    found = deployment(tmp_path)
+    yield found
+    docker.down(found)
 
 
 def containers(given: Deployment) -> dict[str, str]:
@@ -136,6 +140,18 @@ def test_what_does_not_start_is_told_and_nothing_is_left(given: Deployment, comm
         docker.up(given, deadline=120)
     assert words in str(caught.value)
     assert "all went wrong" in str(caught.value)
+    assert not containers(given)
+
+
+def test_an_interrupt_in_the_middle_leaves_nothing(given: Deployment, tmp_path: Path) -> None:
+    given.compose_file.write_text(SERVICES.replace("touch /tmp/well;", "touch /tmp/never;"))
+    command = [sys.executable, "-m", "tests.integration.waggle.native_command", str(tmp_path), "docker"]
+    running = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    for _ in process.poll_until(120, 0.2):
+        if "first" in containers(given):
+            break
+    running.send_signal(signal.SIGINT)
+    assert running.wait(120) == 128 + signal.SIGINT
     assert not containers(given)
 
 

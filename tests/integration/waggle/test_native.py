@@ -107,7 +107,7 @@ def test_up_again_changes_nothing_and_another_plan_starts_anew(start: Callable[[
 
 def test_two_at_once_start_it_once(start: Callable[[str], Deployment], tmp_path: Path) -> None:
     given = start(SERVICE.format(name="one"))
-    command = [sys.executable, "-m", "tests.integration.waggle.native_command", str(tmp_path), "up"]
+    command = [sys.executable, "-m", "tests.integration.waggle.native_command", str(tmp_path), "native"]
     both = [subprocess.Popen(command) for _ in range(2)]
     assert [one.wait(WAIT) for one in both] == [0, 0]
     assert (given.folder / "order").read_text() == "one "
@@ -199,7 +199,7 @@ def test_an_interrupt_in_the_middle_leaves_nothing(start: Callable[[str], Deploy
         + "  slow: {image: any, command: [sleep, '1000'],"
         + " healthcheck: {test: [CMD, 'false'], start_period: 1h, interval: 1s}}\n"
     )
-    command = [sys.executable, "-m", "tests.integration.waggle.native_command", str(tmp_path), "up"]
+    command = [sys.executable, "-m", "tests.integration.waggle.native_command", str(tmp_path), "native"]
     running = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     until(lambda: (given.folder / "one.well").exists())
     running.send_signal(signal.SIGINT)
@@ -209,7 +209,7 @@ def test_an_interrupt_in_the_middle_leaves_nothing(start: Callable[[str], Deploy
 
 def test_services_outlive_the_command_and_its_terminal(start: Callable[[str], Deployment], tmp_path: Path) -> None:
     given = start(SERVICE.format(name="one"))
-    command = [sys.executable, "-m", "tests.integration.waggle.native_command", str(tmp_path), "up"]
+    command = [sys.executable, "-m", "tests.integration.waggle.native_command", str(tmp_path), "native"]
     running = subprocess.Popen(command, start_new_session=True)
     assert running.wait(WAIT) == 0
     assert os.getsid(pid_of(given, "one")) not in (os.getsid(0), running.pid)
