@@ -59,9 +59,20 @@ class BrokerStream:
     """
 
     def __init__(
-        self, parameters: pika.ConnectionParameters, queue: str, *, prefetch: int, largest: int, timeout: float = 10.0
+        self,
+        parameters: pika.ConnectionParameters,
+        queue: str | None,
+        *,
+        prefetch: int = 1,
+        largest: int = 0,
+        properties: pika.BasicProperties | None = None,
+        timeout: float = 10.0,
     ) -> None:
-        """Connect and begin to consume.  ``prefetch``: messages that may be unsettled; ``largest``: bytes of a body."""
+        """Connect, and begin to consume unless ``queue`` is None.
+
+        ``prefetch``: messages that may be unsettled; ``largest``: bytes of a body that is kept; ``timeout``: seconds of
+        each of the greetings; ``properties``: of all that is published, by default that it survives a restart.
+        """
         self._where = f"the broker at {parameters.host}:{parameters.port}"
         self._largest = largest
         self._received = bytearray()
@@ -82,7 +93,7 @@ class BrokerStream:
         self._confirmed = 0  # all up to here
         self._confirmed_above: set[int] = set()
         self._unsettled: deque[tuple[int, int]] = deque()  # delivery's tag, the last publish before it was settled
-        header = frame.Header(_CHANNEL, 0, pika.BasicProperties(delivery_mode=2)).marshal()
+        header = frame.Header(_CHANNEL, 0, properties or pika.BasicProperties(delivery_mode=2)).marshal()
         self._header_begin, self._header_end = header[:11], header[19:]
         try:
             self._socket = socket.create_connection((parameters.host, parameters.port), timeout)
@@ -111,12 +122,17 @@ class BrokerStream:
         self._socket.close()
 
     @property
+    def unconfirmed(self) -> int:
+        """How many of the published messages the broker has not confirmed yet."""
+        return self._published - self._confirmed - len(self._confirmed_above)
+
+    @property
     def unsettled(self) -> bool:
         """Whether there is something to send still, or to be confirmed."""
         return bool(self._unsettled or self._to_send)
 
     def publish(self, exchange: str, routing_key: str, body: bytes) -> None:
-        """Publish a message that survives the broker's restart; it is sent by the next :meth:`step`."""
+        """Publish a message; it is sent by the next :meth:`step`."""
         head = self._heads.get((exchange, routing_key))
         if head is None:
             if len(self._heads) > 10_000:  # names may come from anyone
@@ -286,7 +302,7 @@ class BrokerStream:
             self._senders[properties] = sender
         return sender
 
-    def _open(self, parameters: pika.ConnectionParameters, queue: str, prefetch: int) -> None:
+    def _open(self, parameters: pika.ConnectionParameters, queue: str | None, prefetch: int) -> None:
         """AMQP's greetings, up to the queue's consumer."""
         self._socket.sendall(_PROTOCOL)
         self._await(spec.Connection.Start)
@@ -305,12 +321,11 @@ class BrokerStream:
         self._ask(0, spec.Connection.TuneOk(1, self._frame_max, int(self._heartbeat)))
         self._ask(0, spec.Connection.Open(parameters.virtual_host))
         self._await(spec.Connection.OpenOk)
-        for method, reply in (
-            (spec.Channel.Open(), spec.Channel.OpenOk),
-            (spec.Confirm.Select(), spec.Confirm.SelectOk),
-            (spec.Basic.Qos(prefetch_count=prefetch), spec.Basic.QosOk),
-            (spec.Basic.Consume(queue=queue, consumer_tag="c"), spec.Basic.ConsumeOk),
-        ):
+        methods = [(spec.Channel.Open(), spec.Channel.OpenOk), (spec.Confirm.Select(), spec.Confirm.SelectOk)]
+        if queue is not None:
+            methods.append((spec.Basic.Qos(prefetch_count=prefetch), spec.Basic.QosOk))
+            methods.append((spec.Basic.Consume(queue=queue, consumer_tag="c"), spec.Basic.ConsumeOk))
+        for method, reply in methods:
             self._ask(_CHANNEL, method)
             self._await(reply)
 

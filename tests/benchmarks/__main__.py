@@ -17,7 +17,16 @@ from statistics import median
 from groundwork import console, files
 from image_builder import manifest
 from local_chameleon.cloud import State
-from tests.benchmarks import nights, rotation, upkeep, uploads, waggle_latency, waggle_query
+from tests.benchmarks import (
+    nights,
+    rotation,
+    upkeep,
+    uploads,
+    waggle_latency,
+    waggle_query,
+    waggle_sharing,
+    waggle_shovel,
+)
 from tests.benchmarks.figures import SITES, Figure, local_sites, seconds
 from tests.integration import commands
 
@@ -33,6 +42,8 @@ _WITHOUT_BUILD = {  # what needs no image to begin with
     "night": nights.nights,
     "waggle_latency": waggle_latency.latency,
     "waggle_query": waggle_query.query,
+    "waggle_sharing": waggle_sharing.sharing,
+    "waggle_shovel": waggle_shovel.shovel,
 }
 
 
@@ -348,7 +359,8 @@ def record(figures: Sequence[Figure]) -> str:
 
 def _row(figure: Figure) -> str:
     unit = f" {figure.unit}" if figure.unit != "ratio" else ""
-    return f"| {figure.name} | {figure.value:.2f}{unit} | {figure.limit:g}{unit} | {figure.how} |"
+    limit = f"{'at least ' if figure.at_least else ''}{figure.limit:g}{unit}"
+    return f"| {figure.name} | {figure.value:.2f}{unit} | {limit} | {figure.how} |"
 
 
 def at_sites(top: Path, folder: Path) -> list[Figure]:

@@ -19,17 +19,21 @@ SITES = ("CHI@UC", "CHI@TACC", "KVM@TACC")
 
 @dataclass(frozen=True)
 class Figure:
-    """``value`` is in ``unit``; ``limit`` is what the project promises; ``how`` says what was measured."""
+    """``value`` is in ``unit``; ``limit`` is what the project promises; ``how`` says what was measured.
+
+    The limit is what it is at most, or with ``at_least`` what it reaches.
+    """
 
     name: str
     value: float
     unit: str
     limit: float
     how: str
+    at_least: bool = False
 
     @property
     def kept(self) -> bool:
-        return self.value <= self.limit
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 def seconds(work: Callable[[], object]) -> float:
