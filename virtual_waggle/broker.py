@@ -42,7 +42,8 @@ ADMIN = "admin"
 LOADER, API = "loader", "api"  # users of the Beehive's broker, by certificate
 
 # For RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS: Erlang's schedulers do not spin while they wait; others need the processor.
-ERLANG_ARGUMENTS = "+sbwt none +sbwtdcpu none +sbwtdio none"
+# Certificates are read at each connection, so that new ones count at once.
+ERLANG_ARGUMENTS = "+sbwt none +sbwtdcpu none +sbwtdio none -ssl bypass_pem_cache true"
 
 _PLUGINS_OF_NODE = ("rabbitmq_management", "rabbitmq_prometheus", "rabbitmq_shovel", "rabbitmq_shovel_management")
 _PLUGINS_OF_BEEHIVE = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_management", "rabbitmq_prometheus")

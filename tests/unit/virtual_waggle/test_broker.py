@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,6 +110,12 @@ def test_a_cluster_knows_its_brokers_and_keeps_copies_of_the_queue() -> None:
     assert told["cluster_formation.classic_config.nodes.3"] == "rabbit@c"
     definitions = json.loads(broker.beehive_definitions("x", queue_type=QueueType.QUORUM))
     assert definitions["queues"][0]["arguments"] == {"x-queue-type": "quorum"}
+
+
+@pytest.mark.parametrize("half", ["node", "beehive"])
+def test_the_stacks_start_erlang_as_it_is_tested(half: str) -> None:
+    path = Path(broker.__file__).parent / f"stacks/{half}/compose.yaml"
+    assert broker.ERLANG_ARGUMENTS in path.read_text()
 
 
 def test_a_place_is_where_the_broker_listens() -> None:
