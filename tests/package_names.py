@@ -11,7 +11,7 @@ _BOTH = {
     *("cloud-init", "curl", "dbus", "docker.io", "eject", "ethtool", "fdisk", "firewalld", "grub-efi-amd64-bin"),
     *("grub-pc-bin", "grub2-common", "iproute2", "iptables", "iputils-ping", "jq", "less", "libpam-systemd", "locales"),
     *("lsb-release", "lsof", "nano", "openssh-server", "pciutils", "procps", "python3", "python3-asyncssh"),
-    *("python3-cryptography", "python3-jsonschema"),
+    *("python3-cryptography", "python3-jsonschema", "python3-pika"),
     *("python3-rich", "python3-yaml", "rsync", "sudo", "systemd-sysv", "tzdata", "udev", "unattended-upgrades", "wget"),
     "zstd",
 }

@@ -78,7 +78,8 @@ def read_secret(path: Path) -> str:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text"
-        raise InputError(f"can't read the secret {path}: {reason}") from None
+        hint = "use sudo, or be the user whose node it is" if isinstance(error, PermissionError) else None
+        raise InputError(f"can't read the secret {path}: {reason}", hint=hint) from None
     if not text:
         raise InputError(f"the secret {path} is empty")
     return text

@@ -5,6 +5,7 @@ What a call does not need is not imported: the machines that run it may be slow.
 """
 
 import sys
+import warnings
 from argparse import Namespace
 from typing import Any, NoReturn
 
@@ -42,6 +43,9 @@ def _run(name: str, description: str, commands: str, *, images: bool) -> NoRetur
     from groundwork import console
     from groundwork.program import run_program
     from groundwork.settings import Parser
+
+    # An asyncssh and a cryptography of one distribution: what the one tells the other is not for our users.
+    warnings.filterwarnings("ignore", module=r"asyncssh\.")
 
     def main() -> int:
         parser = Parser(prog=name, description=description)

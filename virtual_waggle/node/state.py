@@ -24,6 +24,7 @@ from virtual_waggle.broker import Place, ToBeehive
 from virtual_waggle.node import settings
 from virtual_waggle.node.settings import NodeSettings
 
+_OF_THE_MACHINE = Path("/var/lib/virtual-waggle")  # of root's node
 _OURS = (settings.FILE, ".lock")  # what tells a node's folder from others
 _FOLDERS = {
     "private": 0o700,
@@ -77,7 +78,10 @@ def read(folder: Path) -> NodeState:
     """The state of a folder as it stands.  Raises InputError where no node has been set up there."""
     path = folder / settings.FILE
     if not path.exists():
-        raise InputError(f"no Waggle node in {folder}", hint="`virtual-waggle up` makes one; or give --state-dir")
+        hint = "`virtual-waggle up` makes one; or give --state-dir"
+        if folder != _OF_THE_MACHINE and (_OF_THE_MACHINE / settings.FILE).exists():
+            hint = f"the machine's own is in {_OF_THE_MACHINE}: use sudo"
+        raise InputError(f"no Waggle node in {folder}", hint=hint)
     return NodeState(folder, settings.read(path))
 
 

@@ -62,6 +62,16 @@ def test_what_an_operator_puts_there_as_root_belongs_to_the_services(tmp_path: P
     assert (made.private / "register.pem").stat().st_mode & 0o777 == 0o600
 
 
+def test_who_looks_for_the_machines_node_without_its_rights_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.make_ready(tmp_path / "machine")
+    monkeypatch.setattr(state, "_OF_THE_MACHINE", tmp_path / "machine")
+    with pytest.raises(InputError, match="no Waggle node in") as caught:
+        state.read(tmp_path / "user")
+    assert str(caught.value.hint).endswith("use sudo")
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="something else"):
