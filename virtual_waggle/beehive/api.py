@@ -207,7 +207,10 @@ def _outermost(api: Api) -> Any:
             route = request.match_info.route.resource
             path = route.canonical if route else "other"
             api.metrics.add("beehive_api_requests_total", path=path, status=str(status))
-            logger.info("%s %s %s %d %.3f s", request.remote, request.method, path, status, time.monotonic() - begin)
+            # whoever supervises asks all the time
+            level = logging.DEBUG if path in ("/healthz", "/metrics") and status == 200 else logging.INFO
+            spent = time.monotonic() - begin
+            logger.log(level, "%s %s %s %d %.3f s", request.remote, request.method, path, status, spent)
         return response
 
     return handle
@@ -353,7 +356,7 @@ async def _stream(api: Api, request: web.Request) -> web.StreamResponse:
     if len(api.hub.readers) >= _MOST_READERS:
         return _plain(503, "too many readers at once", {"Retry-After": "30"})
     given = dict(reversed(list(request.query.items())))
-    reader = stream.Reader(Query(start=0, patterns=queries.parse_patterns(given)))
+    reader = stream.Reader(Query(start=0, patterns=queries.parse_patterns(given)), _url(api, request))
     api.hub.add(reader)
     api.metrics.set("beehive_api_stream_readers", len(api.hub.readers))
     try:
@@ -489,7 +492,7 @@ async def serve(configuration: Configuration) -> None:
             parameters = broker_client.by_certificate(
                 configuration.broker, secrets / "ca-cert.pem", secrets / "api-cert.pem", secrets / "api-key.pem"
             )
-            words = (parameters, api.hub, loop, configuration.url, stop)
+            words = (parameters, api.hub, loop, stop)
             threading.Thread(target=stream.listen, args=words, name="stream", daemon=True).start()
         runner = web.AppRunner(application(api), access_log=None, keepalive_timeout=30)
         await runner.setup()

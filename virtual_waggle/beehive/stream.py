@@ -36,10 +36,11 @@ _MOST_WAITING = 10_000  # messages at the broker
 class Reader:
     """One who reads the stream: lines wait in ``queue``, ``waiting`` bytes of them; ``dropped`` where too many were.
 
-    The last thing in the queue of one who is dropped is None.
+    The last thing in the queue of one who is dropped is None.  ``api`` is the address that links to files begin with.
     """
 
     query: Query
+    api: str
     queue: "asyncio.Queue[str | None]" = field(default_factory=asyncio.Queue)
     waiting: int = 0
     dropped: bool = False
@@ -67,14 +68,16 @@ class Hub:
         if not self.readers:
             self.wanted.clear()
 
-    async def spread(self, measurements: Sequence[Measurement], api: str) -> None:
+    async def spread(self, measurements: Sequence[Measurement]) -> None:
         """Give these to all readers that asked for them."""
         for measurement in measurements:
-            line = None
+            lines: dict[str, str] = {}
             for reader in list(self.readers):
                 if not queries.matches(reader.query, measurement.name, measurement.meta):
                     continue
-                line = line or _line(measurement, api)
+                line = lines.get(reader.api)
+                if line is None:
+                    line = lines[reader.api] = _line(measurement, reader.api)
                 if reader.waiting + len(line) > _LARGEST_QUEUE:
                     self.remove(reader)
                     reader.dropped = True
@@ -92,7 +95,7 @@ def _line(measurement: Measurement, api: str) -> str:
 
 
 def listen(
-    parameters: pika.ConnectionParameters, hub: Hub, loop: asyncio.AbstractEventLoop, api: str, stop: threading.Event
+    parameters: pika.ConnectionParameters, hub: Hub, loop: asyncio.AbstractEventLoop, stop: threading.Event
 ) -> None:
     """The thread's work, until ``stop``: consume while somebody reads; a connection that was lost is made anew."""
     while not stop.is_set():
@@ -105,7 +108,7 @@ def listen(
             stop.wait(2)
             continue
         try:
-            _consume(connection, hub, loop, api, stop)
+            _consume(connection, hub, loop, stop)
         except (pika.exceptions.AMQPError, OSError) as error:
             if not stop.is_set():
                 logger.warning("stream: the broker is gone: %s", error or type(error).__name__)
@@ -117,7 +120,7 @@ def listen(
 
 
 def _consume(
-    connection: pika.BlockingConnection, hub: Hub, loop: asyncio.AbstractEventLoop, api: str, stop: threading.Event
+    connection: pika.BlockingConnection, hub: Hub, loop: asyncio.AbstractEventLoop, stop: threading.Event
 ) -> None:
     batch: list[Measurement] = []
 
@@ -143,7 +146,7 @@ def _consume(
         connection.process_data_events(time_limit=0.1)
         if batch:
             taken, batch[:] = list(batch), []
-            asyncio.run_coroutine_threadsafe(hub.spread(taken, api), loop).result()
+            asyncio.run_coroutine_threadsafe(hub.spread(taken), loop).result()
         if hub.wanted.is_set():
             unread_since = None
         else:

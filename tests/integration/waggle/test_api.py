@@ -405,6 +405,12 @@ def test_what_comes_in_is_streamed_to_whom_asked_for_it(hive: Hive, streaming: S
         assert [event(every)["name"] for _ in range(8)] == ["env.x"] * 2 + ["a"] * 2 + ["b"] * 2 + ["env.y"] * 2
 
 
+def test_uploads_are_links_in_the_stream_too(hive: Hive, streaming: Service) -> None:
+    with listening(streaming, "?name=upload") as stream, sending(hive) as send:
+        send(message.encode(Measurement("upload", BEGIN, f"{BEGIN}-{SHA}", {**META, "filename": "x"})))
+        assert event(stream)["value"] == f"{streaming.url}/api/v1/data/my%20job/sampler/{NODE}/{BEGIN}-x"
+
+
 def test_a_reader_that_is_too_slow_is_dropped_and_others_and_memory_are_none_the_worse(
     hive: Hive, streaming: Service
 ) -> None:
