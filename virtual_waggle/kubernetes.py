@@ -95,13 +95,17 @@ def convert(
     profiles: Iterable[str] = (),
     storage: str = STORAGE,
     wait_image: str = WAIT_IMAGE,
+    carried: Sequence[Path] = (),
 ) -> Manifests:
     """The stack's services of these profiles as manifests.
 
-    Files and folders beside the Compose file that it mounts are read and carried along.  ``storage`` is what each
-    claim asks for, ``wait_image`` the image of the containers that wait for other services.
+    Files and folders that it mounts are read and carried along where they lie beside the Compose file, or in one of the
+    folders ``carried``.  ``storage`` is what each claim asks for, ``wait_image`` the image of the containers that wait
+    for other services.
     """
-    return _Conversion(stack, compose.selected(stack, profiles), namespace, storage, wait_image).manifests()
+    beside = (stack.path.absolute().parent, *carried)
+    services = compose.selected(stack, profiles)
+    return _Conversion(stack, services, namespace, storage, wait_image, beside).manifests()
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,15 @@ class _Conversion:
     """One conversion: objects and losses are gathered on the way."""
 
     def __init__(
-        self, stack: Stack, services: Sequence[Service], namespace: str, storage: str, wait_image: str
+        self,
+        stack: Stack,
+        services: Sequence[Service],
+        namespace: str,
+        storage: str,
+        wait_image: str,
+        beside: Sequence[Path],
     ) -> None:
+        self.beside = beside
         self.stack = stack
         self.services = {service.name: service for service in services}
         self.namespace = namespace
@@ -568,7 +579,7 @@ class _Conversion:
     def carried_files(self, service: Service, mount: Mount, name: str, pod: _Pod) -> dict[str, Any] | None:
         """A file, or a folder that is only read, that lies beside the Compose file, as ConfigMap or Secret."""
         source = Path(mount.source)
-        if not source.is_relative_to(self.stack.path.absolute().parent):
+        if not any(source.is_relative_to(folder) for folder in self.beside):
             return None
         if source.is_file():
             contents = _contents([source], source.parent)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from virtual_waggle.compose_model import Stack
     from virtual_waggle.kubernetes import Loss, Manifests
 
+    # A stack, the profiles that are on in it, and folders whose contents go along.
+    _Found = tuple[Stack, Sequence[str], Sequence[Path]]
+
 OUR_IMAGE = "sage/waggle"  # has what waiting for other services takes
 # What lies at another place in a pod than in a container with the host's folders.
 _OF_A_POD = {"WAGGLE_PROC": "/proc", "WAGGLE_SYS": "/sys", "WAGGLE_ROOT": "/"}
@@ -68,7 +71,7 @@ def manifests(given: Namespace) -> int:
     storage = given.storage or kubernetes.STORAGE
     if not re.fullmatch(r"[1-9][0-9]{0,5}(Ki|Mi|Gi|Ti|k|M|G|T)?", storage):
         raise InputError(f"--storage: expected a size as 10Gi, found {storage!r}")
-    stack, profiles = _stack(given)
+    stack, profiles, carried = _stack(given)
     for name in stack.unset:
         console.warn(f"the variable {name} is not set; an empty text stands for it")
     made = kubernetes.convert(
@@ -77,6 +80,7 @@ def manifests(given: Namespace) -> int:
         profiles=[*profiles, *given.profile],
         storage=storage,
         wait_image=given.wait_image or (kubernetes.WAIT_IMAGE if given.file else OUR_IMAGE),
+        carried=carried,
     )
     if to_folder:
         written = write(made, Path(given.output))
@@ -117,23 +121,23 @@ def write(made: "Manifests", folder: Path) -> list[Path]:
     return written
 
 
-def _stack(given: Namespace) -> "tuple[Stack, Sequence[str]]":
-    """The stack that is asked for, and the profiles that are on in it."""
+def _stack(given: Namespace) -> "_Found":
+    """The stack that is asked for."""
     from virtual_waggle import compose
 
     if given.file:
-        return compose.load(given.file, compose.with_dotenv(given.file, os.environ)), ()
+        return compose.load(given.file, compose.with_dotenv(given.file, os.environ)), (), ()
     return _beehive(given.state_dir) if given.beehive else _node(given.state_dir)
 
 
-def _node(named: str | None) -> "tuple[Stack, Sequence[str]]":
+def _node(named: str | None) -> "_Found":
     from virtual_waggle import broker, broker_client, compose
     from virtual_waggle.node import deployment, settings, state
 
     folder = state.choose_folder(named)
     if not (folder / settings.FILE).exists():
         _no_state(named, folder, settings.FILE)
-        return compose.load(deployment.COMPOSE_FILE, _OF_A_POD, name=deployment.PROJECT), ("alone",)
+        return compose.load(deployment.COMPOSE_FILE, _OF_A_POD, name=deployment.PROJECT), ("alone",), ()
     node = state.read(folder)
     ready = deployment.deployment(node, native=False)
     found = compose.load(ready.compose_file, {**ready.variables, **_OF_A_POD}, name=ready.name)
@@ -144,21 +148,21 @@ def _node(named: str | None) -> "tuple[Stack, Sequence[str]]":
         "enabled_plugins": broker.enabled_plugins(beehive=False),
         "definitions.json": broker.node_definitions(passwords, place, state.to_beehive(node)),
     }
-    return _with_secrets(found, texts), ready.profiles
+    return _with_secrets(found, texts), ready.profiles, (node.apps,)
 
 
-def _beehive(named: str | None) -> "tuple[Stack, Sequence[str]]":
+def _beehive(named: str | None) -> "_Found":
     from virtual_waggle import broker, compose
     from virtual_waggle.beehive import deployment, settings, state
 
     chosen = state.chosen(named)
     if not chosen.settings_file.exists():
         _no_state(named, chosen.folder, settings.FILE)
-        return compose.load(deployment.COMPOSE_FILE, {}, name=deployment.PROJECT), ()
+        return compose.load(deployment.COMPOSE_FILE, {}, name=deployment.PROJECT), (), ()
     ready = deployment.deployment(chosen, native=False)
     found = compose.load(ready.compose_file, ready.variables, name=ready.name)
     place = deployment.place(chosen, settings.read(chosen.settings_file), native=False)
-    return _with_secrets(found, {"rabbitmq.conf": broker.beehive_configuration(place)}), ready.profiles
+    return _with_secrets(found, {"rabbitmq.conf": broker.beehive_configuration(place)}), ready.profiles, ()
 
 
 def _no_state(named: str | None, folder: Path, file: str) -> None:

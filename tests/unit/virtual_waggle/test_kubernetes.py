@@ -3,6 +3,7 @@
 
 import base64
 import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import kubernetes_validate
 import kubernetes_validate.utils
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from tests.unit.virtual_waggle.compose import SHAPES, shape
+from groundwork.errors import InputError
+from tests.unit.virtual_waggle.compose import FOLDER, SHAPES, VARIABLES, shape
 from virtual_waggle import compose, kubernetes, kubernetes_text
 from virtual_waggle.compose_tree import parse
 from virtual_waggle.kubernetes import Manifests
@@ -405,6 +407,50 @@ def test_a_secret_whose_file_is_not_there_is_told(tmp_path: Path) -> None:
     assert "make key with the key key by hand" in losses(convert(tmp_path, text))["secrets.key"]
 
 
+# ------------------------------------------------------------------------------------------------------------- damage
+
+NASTY = (
+    *(
+        "",
+        "~",
+        "[]",
+        "{}",
+        "-1",
+        "99999999999",
+        "1e400",
+        ".inf",
+        "${",
+        "${A:?b}",
+        "true",
+        "[1, 2]",
+        "{a: b}",
+        "&a [*a]",
+    ),
+    *("!!binary aGk=", "<<", "a:b:c:d", "1:2:3", ":", "/", "../..", "-1s", "0.0000001", "[[]]", "[{}]", "[~]", "- x"),
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(some.data())
+def test_a_damaged_file_is_refused_or_gives_what_kubernetes_takes(data: some.DataObject) -> None:
+    lines = (FOLDER / f"{data.draw(some.sampled_from(SHAPES))}.yaml").read_text().splitlines()
+    for _ in range(data.draw(some.integers(1, 3))):
+        number = data.draw(some.integers(0, len(lines) - 1))
+        kept, separator, _ = lines[number].partition(data.draw(some.sampled_from([": ", "- "])))
+        lines[number] = kept + separator + data.draw(some.sampled_from(NASTY))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "compose.yaml")
+        path.write_text("\n".join(lines))
+        try:
+            found = kubernetes.convert(compose.load(path, VARIABLES), profiles=["*"])
+        except InputError as error:
+            assert str(path) in str(error)  # noqa: PT017 - it need not be raised
+            return
+    for document in found.documents:
+        kubernetes_validate.validate(document, RELEASES[-1], strict=True)
+
+
 # ------------------------------------------------------------------------------------------------------ names and text
 
 
@@ -447,6 +493,7 @@ def test_kubernetes_finds_no_variable_in_a_value(text: str) -> None:
     assert kubernetes_reads(kubernetes_text.literal(text), {"A": "found", "B": "found", "AB": "found"}) == text
 
 
+@settings(max_examples=40)
 @given(some.text(some.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t"), max_size=20))
 def test_texts_stay_texts_for_other_readers_of_yaml(tmp_path_factory: pytest.TempPathFactory, value: str) -> None:
     text = kubernetes_text.to_yaml([{"value": value}])

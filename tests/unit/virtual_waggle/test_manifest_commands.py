@@ -13,7 +13,7 @@ import yaml
 
 from tests.unit.virtual_waggle.compose import FOLDER
 from virtual_waggle import cli, manifest_commands
-from virtual_waggle.node import deployment, state
+from virtual_waggle.node import apps, deployment, state
 
 Call = Callable[..., int]
 
@@ -90,6 +90,7 @@ def test_ours_are_made_without_a_state_folder_too(
 def test_a_nodes_secrets_are_as_containers_see_them(call: Call, tmp_path: Path) -> None:
     node = state.make_ready(tmp_path / "node")
     state.write_broker_files(node, deployment.place(node, native=True))
+    apps.add(node.apps, "node-metrics", apps.App("virtual-waggle", "system", "node-metrics"))
     assert call("--node", "--state-dir", str(node.folder), "--output", str(tmp_path / "out")) == 0
     text = (tmp_path / "out/30-secrets.yaml").read_text()
     secrets = {one["metadata"]["name"]: one["data"] for one in yaml.safe_load_all(text)}
@@ -100,6 +101,7 @@ def test_a_nodes_secrets_are_as_containers_see_them(call: Call, tmp_path: Path) 
     assert base64.b64decode(secrets["sharing-password"]["sharing-password"]) == password
     others = "".join(path.read_text() for path in (tmp_path / "out").iterdir() if path.name != "30-secrets.yaml")
     assert password.decode().strip() not in others
+    assert "node-metrics.json" in (tmp_path / "out/20-configmaps.yaml").read_text()  # the apps that may publish
 
 
 @pytest.mark.parametrize(
