@@ -18,7 +18,7 @@ from virtual_waggle import broker, broker_client
 from virtual_waggle.broker import Place, QueueType, ToBeehive
 from virtual_waggle.broker_client import Management
 
-SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+PROGRAMS = Path("/usr/lib/rabbitmq/bin")
 ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 START_UP = 120.0  # seconds, on a busy machine
 
@@ -35,6 +35,7 @@ class Broker:
     passwords: Mapping[str, str]
     name: str = "waggle@localhost"
     more: Mapping[str, str] = field(default_factory=dict)
+    _names: Mapping[str, str] = field(default_factory=dict)
     _processes: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
 
     @property
@@ -62,10 +63,13 @@ class Broker:
         """Start it; with ``wait``, return when it takes connections."""
         # Not those that it listens at: after a kill the kernel keeps ports of closed connections for a while.
         names, distribution = free_ports(2)
-        env = {
+        self._names = {
             "HOME": str(files.make_folder(self.folder / "home")),  # Erlang makes its cookie there
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(names),
+        }
+        env = {
+            **self._names,
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
             "RABBITMQ_CONFIG_FILE": str(self.private / "rabbitmq.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.private / "enabled_plugins"),
@@ -86,7 +90,7 @@ class Broker:
             for _ in process.poll_until(20):
                 if reachable(names):
                     break
-            server = process.start([SERVER], stdout=log, stderr=log, env=env, cwd=self.folder)
+            server = process.start([PROGRAMS / "rabbitmq-server"], stdout=log, stderr=log, env=env, cwd=self.folder)
         self._processes.append(server)
         if wait:
             self.wait()
@@ -99,6 +103,10 @@ class Broker:
             if self._processes[-1].poll() is not None:
                 break
         raise RuntimeError(f"the broker did not start:\n{files.tail(self.log, 40)}")
+
+    def ctl(self, *words: str) -> None:
+        """``rabbitmqctl`` at this broker."""
+        process.run([PROGRAMS / "rabbitmqctl", "-n", self.name, *words], env=self._names, timeout=60)
 
     def stop(self) -> None:
         """End it as an operator would."""

@@ -282,6 +282,26 @@ def test_it_ends_within_five_seconds_with_nothing_lost_and_nothing_twice(node: B
     assert read_all(node, count) == list(range(count))
 
 
+def test_a_full_disk_makes_everyone_wait_and_loses_nothing(tmp_path: Path) -> None:
+    count = 2_000
+    with brokers.node_broker(tmp_path / "node") as own:
+        service = sharing_service.of(tmp_path, own)
+        with channel_of(own, "plugin") as channel:
+            for number in range(count):
+                publish(channel, body(number))
+        own.ctl("set_disk_free_limit", "1000000GB")
+        with sharing_service.running(service), channel_of(own, "recorder") as recorder:
+            time.sleep(4)
+            # At most what the broker had read before it stopped reading.
+            assert sharing_service.depth(recorder, broker.TO_BEEHIVE) < count
+            begin = time.monotonic()
+            assert service.end() == 0
+            assert time.monotonic() - begin < 5
+        own.ctl("set_disk_free_limit", "1MB")
+        with sharing_service.running(service):
+            assert sorted(set(read_all(own, count))) == list(range(count))
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "told"),
     [
