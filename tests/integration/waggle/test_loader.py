@@ -91,11 +91,11 @@ def all_once(count: int) -> list[tuple[str, int, int]]:
 
 def test_what_a_node_sends_is_stored_with_its_type_and_meta(hive: Hive, tmp_path: Path) -> None:
     values: list[Value] = [1, -2.5, "Grüße", b"\x00\xff", True, False]
-    with sending(hive) as send, beehive.loader(hive, tmp_path / "store"):
-        for number, value in enumerate(values):
-            send(message.encode(Measurement("a", number, value, {**META, "größe": "世界"})))
-    # not before its end: what was taken until then is in the store or again in the queue
     with beehive.loader(hive, tmp_path / "store") as service:
+        with sending(hive) as send:
+            for number, value in enumerate(values):
+                send(message.encode(Measurement("a", number, value, {**META, "größe": "世界"})))
+        wait_for_count(len(values), "sqlite", tmp_path / "store")
         wait_until(lambda: drained(hive) and beehive.health(service)["healthy"])
     found = stored("sqlite", tmp_path / "store")
     assert found == [("a", number, value) for number, value in enumerate(values)]
