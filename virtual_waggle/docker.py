@@ -313,8 +313,9 @@ def _wait(given: Deployment, names: Sequence[str], deadline: float) -> list[Row]
     """Until all are ready.  Raises SageError as soon as one can't get so."""
     with console.stage(f"services of {given.name}", brief=True) as stage:
         late: list[str] = []
-        for _ in process.poll_until(deadline, 0.5):
-            rows = [row for row in status(given) if row.service in names]
+        for _ in process.poll_until(deadline, 1.0):
+            found = {row.service: row for row in rows_of(_inspected(given))}
+            rows = [found.get(name, Row(name, "stopped")) for name in names]
             late = [row.service for row in rows if not row.ready]
             if not late:
                 return rows

@@ -25,7 +25,13 @@ PURE = (
     "image_builder/variant.py",
     "virtual_waggle/broker.py",
     "virtual_waggle/beehive/query.py",
+    "virtual_waggle/compose.py",
+    "virtual_waggle/compose_model.py",
+    "virtual_waggle/compose_tree.py",
+    "virtual_waggle/kubernetes.py",
+    "virtual_waggle/kubernetes_text.py",
     "virtual_waggle/message.py",
+    "virtual_waggle/variables.py",
 )
 DOES_IO = {"socket", "subprocess", "urllib", "requests", "openstack", "groundwork.process", "groundwork.console"}
 
