@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files from a plugin to the Beehive: real rsync over real ssh, pywaggle's own Uploader at the one end."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -542,6 +543,40 @@ def test_what_root_wrote_in_a_plugins_container_can_be_deleted_by_the_uploader(h
     )
     assert done == ""
     assert not (given.uploads / APP / name).exists()
+
+
+def test_a_slow_disk_does_not_fill_the_servers_memory(tmp_path: Path) -> None:
+    with beehives.beehive() as own:
+        server = own.start_uploads(BEEHIVE_UPLOAD_LARGEST="1g", BEEHIVE_UPLOAD_FREE="1m")
+        given = settings(own, "slow")
+        path = tmp_path / "large"
+        with path.open("wb") as stream:
+            stream.truncate(256 << 20)
+        name = Path(Uploader(given.uploads / APP).upload_file(path)).name
+        before = memory(server.pid)
+        service = running(given)
+        try:
+            eventually(lambda: children(server.pid))
+            most = 0
+            while (given.uploads / APP / name).exists():
+                for signal_number, seconds in ((signal.SIGSTOP, 0.05), (signal.SIGCONT, 0.005)):
+                    for child in children(server.pid):
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(child, signal_number)
+                    time.sleep(seconds)
+                most = max(most, memory(server.pid))
+        finally:
+            process.stop(service)
+    assert most - before < 64 << 20
+
+
+def memory(pid: int) -> int:
+    """Bytes of memory that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def test_garbage_at_the_port_leaves_the_server_at_work(hive: Beehive, tmp_path: Path) -> None:
