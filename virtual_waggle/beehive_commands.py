@@ -5,7 +5,8 @@ What a command does not need is not imported: the machines that run it may be sl
 """
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,15 +184,38 @@ def nodes(given: Namespace) -> int:
         raise InputError(f"nodes {given.what}: expected {'no' if given.what == 'list' else 'a'} node's id")
     if given.what == "list":
         found = known.every(state.nodes)
-        console.result_json({"nodes": [asdict(node) for node in found]})
-        rows = [row[:4] for row in known.listing(found, {})]
-        console.table(["node", "status", "since", "certificates until"], rows)
+        seen = _last_seen(state, [node.id for node in found])
+        texts = {node_id: known.time_text(moment) for node_id, moment in seen.items()}
+        console.result_json({"nodes": [{**asdict(node), "last_seen": texts.get(node.id, "")} for node in found]})
+        console.table(["node", "status", "since", "certificates until", "last measurement"], known.listing(found, seen))
         return 0
     change = known.remove if given.what == "remove" else known.admit
     node = change(state.nodes, given.node, now=datetime.now(timezone.utc))
     console.result_json(asdict(node))
     console.result(f"node {node.id} is {node.status}")
     return 0
+
+
+def _last_seen(state: "State", ids: "Sequence[str]") -> Mapping[str, datetime]:
+    """When nodes last measured something; nothing where the store can't be asked."""
+    from datetime import timezone
+
+    from groundwork import console
+    from virtual_waggle.beehive import nodes as known
+    from virtual_waggle.beehive import settings, store
+
+    address = settings.read(state.settings_file).store
+    if not ids or (address == "sqlite" and not state.database.exists()):
+        return {}
+    try:
+        opened = store.open_store(address, state.store, store.read_password(state.private))
+        try:
+            return known.last_seen(opened, ids, now=datetime.now(timezone.utc))
+        finally:
+            opened.close()
+    except store.StoreUnavailable as error:
+        console.warn(str(error), hint=error.hint)
+        return {}
 
 
 def backup(given: Namespace) -> int:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,8 +18,11 @@ from groundwork import files
 from groundwork.compat import StrEnum
 from groundwork.errors import InputError
 from virtual_waggle import message
+from virtual_waggle.beehive.store import HOUR, Readable, Series
 
 _LARGEST = 1 << 14  # bytes
+DAY = 24 * HOUR
+_PAGE = 1000  # series
 _LOCK_WAIT = 20.0  # seconds
 
 
@@ -145,6 +148,33 @@ def listing(known: list[Node], last_seen: Mapping[str, datetime]) -> list[list[s
         seen = last_seen.get(node.id)
         rows.append([node.id, str(node.status), node.changed, node.until, time_text(seen) if seen else ""])
     return rows
+
+
+def last_seen(store: Readable, ids: Collection[str], *, now: datetime) -> dict[str, datetime]:
+    """When each of these nodes last measured something, as far as the store knows.
+
+    Looks at what was measured within the hour first, then further back for those that are missing.
+    """
+    found: dict[str, int] = {}
+    end = int(now.timestamp()) * 1_000_000_000 + DAY  # a node's clock may be ahead
+    for span in (HOUR, 30 * DAY, end):
+        missing = set(ids) - set(found)
+        if not missing:
+            break
+        for series in _every_series(store, end - DAY - span if span != end else 0):
+            node = json.loads(series.meta).get("node")
+            if node in missing:
+                last = store.last(series.id, 0, end, 1)
+                if last is not None:
+                    found[node] = max(last, found.get(node, 0))
+    return {node: datetime.fromtimestamp(last // 1_000_000_000, timezone.utc) for node, last in found.items()}
+
+
+def _every_series(store: Readable, since: int) -> Iterator[Series]:
+    after = 0
+    while page := store.series(None, since, after, _PAGE):
+        yield from page
+        after = page[-1].id
 
 
 def time_text(moment: datetime) -> str:

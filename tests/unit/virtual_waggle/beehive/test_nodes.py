@@ -10,6 +10,8 @@ import pytest
 from groundwork.errors import InputError
 from virtual_waggle.beehive import nodes
 from virtual_waggle.beehive.nodes import Status
+from virtual_waggle.beehive.store_sqlite import SQLiteStore
+from virtual_waggle.message import Measurement
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
 LATER = NOW + timedelta(hours=1)
@@ -91,3 +93,25 @@ def test_the_list_tells_when_a_node_was_last_heard_of(tmp_path: Path) -> None:
         (NODE, "admitted", "2026-11-21T13:00:00Z"),
         ("00000000000000bb", "admitted", ""),
     ]
+
+
+def test_the_store_tells_when_each_node_last_measured(tmp_path: Path) -> None:
+    store = SQLiteStore(tmp_path / "data.db")
+    moment = int(NOW.timestamp()) * 10**9
+    ids = ["00000000000000a1", "00000000000000a2", "00000000000000a3", "00000000000000a4"]
+    ages = {ids[0]: [10, 5000], ids[1]: [90_000, 95_000], ids[2]: [40 * 86_400]}  # seconds
+    store.write(
+        [
+            Measurement(name, moment - age * 10**9, 1, {"node": node, "age": str(age)})
+            for node, given in ages.items()
+            for age in given
+            for name in ("env.temperature", "env.humidity")
+        ]
+    )
+    seen = nodes.last_seen(store, ids, now=NOW)
+    store.close()
+    assert seen == {
+        ids[0]: NOW - timedelta(seconds=10),
+        ids[1]: NOW - timedelta(seconds=90_000),
+        ids[2]: NOW - timedelta(days=40),
+    }
