@@ -14,7 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncssh
 
@@ -37,7 +37,10 @@ _MOST_UNREAD = 2 << 20  # bytes
 _LEAVE = 3.0  # seconds for sessions under way, when the service is told to end
 _END = 4.5  # seconds for all of it
 
-Process = asyncssh.SSHServerProcess[bytes]
+if TYPE_CHECKING:
+    Process = asyncssh.SSHServerProcess[bytes]
+else:
+    Process = asyncssh.SSHServerProcess  # Ubuntu 22.04's is no generic type
 
 
 class Refusal(Exception):
@@ -157,7 +160,7 @@ class _Connection(asyncssh.SSHServer):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
         if exc is not None and not self.known:
-            logger.info("%s: left without having logged in: %s", self._peer, str(exc)[:200])
+            logger.debug("%s: left without having logged in: %s", self._peer, str(exc)[:200])
 
     def begin_auth(self, username: str) -> bool:
         keys = self._service.authorized(username)

@@ -111,7 +111,7 @@ async def _asked(door: Door, node_id: str) -> bytes:
     raise Unreachable(f"the Beehive at {where}: {reason or 'it broke off'}")
 
 
-async def _read(remote: asyncssh.SSHClientProcess[bytes]) -> tuple[bytes, bytes]:
+async def _read(remote: "asyncssh.SSHClientProcess[bytes]") -> tuple[bytes, bytes]:
     answer = b""
     while len(answer) <= _LARGEST and (part := await remote.stdout.read(_LARGEST)):
         answer += part

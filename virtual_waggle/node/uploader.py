@@ -377,6 +377,7 @@ def _send_some(settings: Settings, line: Line, known: Known, waiting: list[Waiti
 def main() -> int:
     """The service, until SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)
     settings = settings_of(os.environ)
     process.require("rsync", "setpriv")
     logger.info(
