@@ -10,7 +10,7 @@ from groundwork.errors import InputError
 from groundwork.settings import whole_number
 from virtual_waggle import env_file, message
 from virtual_waggle.beehive.settings import retention
-from virtual_waggle.env_file import Variable
+from virtual_waggle.env_file import Variable, size
 
 FILE = "waggle-node.env"
 NODE_ID = "WAGGLE_NODE_ID"
@@ -79,6 +79,7 @@ LOCAL = (
     Variable(
         "WAGGLE_RETENTION", "how long a node without a Beehive keeps data, as 90d; empty: for ever", retention, ""
     ),
+    Variable("WAGGLE_UPLOADS_MOST", "how much of plugins' files may wait for the Beehive, as 4g", size, "4g"),
 )
 
 
