@@ -41,7 +41,7 @@ _IDLE = 0.2  # seconds between looks at whether to end
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between attempts to write
 _TELL_EVERY = 60.0  # seconds between lines of the log about the same thing
 _SWEEP_EVERY = 600.0  # seconds between looks for what is too old
-_SWEEP_STEP = 2000  # points that are removed between two batches
+_SWEEP_STEP = _BATCH  # points that are removed between two batches: no fewer than may have come
 
 _HELPS = {
     "beehive_loader_messages_total": "Messages written to the store and acknowledged.",

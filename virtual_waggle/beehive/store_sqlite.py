@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from groundwork import files
+from groundwork.errors import InputError
 from virtual_waggle.beehive.store import (
     READ_SIZE,
     Point,
@@ -51,6 +52,7 @@ CREATE TABLE IF NOT EXISTS state (generation INTEGER NOT NULL);
 INSERT INTO state SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM state);
 PRAGMA user_version = 1;
 """
+_VERSION = 1
 
 
 class SQLiteStore:
@@ -74,7 +76,10 @@ class SQLiteStore:
         execute("PRAGMA cache_size = -4096")  # KiB; a reader has little use of it
         execute("PRAGMA wal_autocheckpoint = 8192")  # pages: a page that changes often is copied once for many commits
         execute("PRAGMA journal_size_limit = 67108864")  # bytes that the log keeps
-        if execute("PRAGMA user_version").fetchone()[0] == 0:
+        (version,) = execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            raise InputError(f"{self._path} was made by a later version of this program", hint="run that one")
+        if version == 0:
             with self._transaction():
                 for statement in _SCHEMA.split(";\n"):
                     execute(statement)

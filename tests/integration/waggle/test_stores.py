@@ -318,6 +318,13 @@ def test_without_room_nothing_is_written_and_with_room_again_all_is(tmp_path: Pa
         assert len(list(all_series(store, None, 0))) == 200
 
 
+def test_a_store_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    with contextlib.closing(open_store("sqlite", tmp_path)) as store:
+        store._database.execute("PRAGMA user_version = 2")  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="later version"):
+        open_store("sqlite", tmp_path)
+
+
 def test_a_file_that_is_no_database_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "data.db").write_bytes(b"garbage " * 1000)
     with pytest.raises(StoreUnavailable, match=r"data\.db: file is not a database"):
