@@ -16,7 +16,8 @@ from groundwork.errors import InputError
 
 if TYPE_CHECKING:
     from virtual_waggle.compose_model import Stack
-    from virtual_waggle.kubernetes import Loss, Manifests
+    from virtual_waggle.kubernetes import Manifests
+    from virtual_waggle.kubernetes_objects import Loss
 
     # A stack, the profiles that are on in it, and folders whose contents go along.
     _Found = tuple[Stack, Sequence[str], Sequence[Path]]

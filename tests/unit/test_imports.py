@@ -29,7 +29,7 @@ PURE = (
     "virtual_waggle/compose_model.py",
     "virtual_waggle/compose_tree.py",
     "virtual_waggle/kubernetes.py",
-    "virtual_waggle/kubernetes_text.py",
+    *(f"virtual_waggle/kubernetes_{part}.py" for part in ("containers", "networks", "objects", "storage", "text")),
     "virtual_waggle/message.py",
     "virtual_waggle/variables.py",
 )
