@@ -51,7 +51,8 @@ with Plugin() as plugin:
     plugin.publish("waits.begin", 1)
     try:
         print("waiting", flush=True)
-        time.sleep(1000)
+        while True:  # a signal just before a long sleep would be seen after it
+            time.sleep(0.1)
     except Stop:
         plugin.publish("waits.end", 2)
 """
