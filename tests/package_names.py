@@ -22,7 +22,7 @@ IN_CONTAINERS = {
     *("base-files", "base-passwd", "bash", "coreutils", "dash", "findutils", "grep", "libc-bin"),
     *("openssh-client", "python3", "python3-aiohttp", "python3-asyncssh", "python3-cryptography"),
     *("python3-jsonschema", "python3-pika", "python3-pil", "python3-psycopg2", "python3-rich", "python3-yaml"),
-    *("rabbitmq-server", "rsync", "sed"),
+    *("rabbitmq-server", "rsync", "sed", "util-linux"),
 }
 ASKED_FOR = {
     "jammy": _UBUNTU | {"initramfs-tools"},  # systemd-resolved is a part of its systemd
