@@ -73,6 +73,8 @@ class BrokerStream:
         ``prefetch``: messages that may be unsettled; ``largest``: bytes of a body that is kept; ``timeout``: seconds of
         each of the greetings; ``properties``: of all that is published, by default that it survives a restart.
         """
+        if parameters.ssl_options is not None:
+            raise ValueError("no TLS here: this is for the node's own broker")
         self._where = f"the broker at {parameters.host}:{parameters.port}"
         self._largest = largest
         self._received = bytearray()
