@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a node or a Beehive keeps what it is: whose folder it is, and the secrets in it."""
 
+import ctypes
 import os
 import secrets
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from groundwork import files
 from groundwork.errors import InputError
 
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2  # linux/prctl.h
 SERVICE_ID = 990  # user and group of the services where root sets them up; `waggle` in the container image
 
 
@@ -51,9 +53,14 @@ def become_owner(folder: Path) -> None:
     if user == 0:
         raise InputError(f"{folder} belongs to root", hint=f"chown -R {SERVICE_ID}:{SERVICE_ID} {folder}")
     "a".encode("idna")  # loaded at first use, perhaps from a folder that only root can read; names of hosts take it
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_parents_end = ctypes.c_int()
+    libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(at_parents_end), 0, 0, 0)
     os.setgroups([])
     os.setgid(group)
     os.setuid(user)
+    # Linux forgets it with the change of user (prctl(2)), and we would outlive who started us (groundwork.process)
+    libc.prctl(_PR_SET_PDEATHSIG, at_parents_end.value, 0, 0, 0)
 
 
 def private_folder(folder: Path) -> bool:

@@ -4,9 +4,11 @@
 import json
 import os
 import random
+import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -451,7 +453,33 @@ def test_no_secret_is_in_the_log(hive: Beehive, rabbit: Broker) -> None:
     assert rabbit.management.password not in log
 
 
-def test_a_missing_variable_ends_the_service_with_2(hive: Beehive) -> None:
-    with pytest.raises(RuntimeError, match="BEEHIVE_MANAGEMENT is not set"):
-        hive.start("registration", hive.registration_port + 1, {"BEEHIVE_HOST": "localhost"})
-    assert hive._running["registration"].returncode == 2
+def test_a_missing_variable_ends_the_service_with_2(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        service = process.start([sys.executable, "-m", "virtual_waggle.beehive.registration"], stdout=log, stderr=log)
+    assert service.wait(30) == 2
+    assert "BEEHIVE_HOST is not set" in (tmp_path / "log").read_text()
+
+
+def test_the_service_does_not_outlive_who_started_it(tmp_path: Path) -> None:
+    with beehives.beehive() as own:
+        starter = (
+            "import sys\n"
+            "from groundwork import process\n"
+            "child = process.start([sys.executable, '-m', 'virtual_waggle.beehive.registration'])\n"
+            "print(child.pid, flush=True)\n"
+            "child.wait()\n"
+        )
+        environment = {
+            "BEEHIVE_LISTEN": f"127.0.0.1:{own.registration_port}",
+            "BEEHIVE_HOST": "localhost",
+            "BEEHIVE_NODES": str(own.state.nodes),
+            "WAGGLE_SECRETS": str(own.state.private),
+            "BEEHIVE_MANAGEMENT": "http://127.0.0.1:9",
+        }
+        parent = process.start([sys.executable, "-c", starter], stdout=subprocess.PIPE, env=environment)
+        assert parent.stdout is not None
+        service = int(parent.stdout.readline())
+        eventually(lambda: brokers.reachable(own.registration_port))
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait(10)
+        eventually(lambda: not Path(f"/proc/{service}").exists())
