@@ -203,7 +203,13 @@ def _of(given: Deployment, stack: Stack) -> list[str]:
 def _environment(given: Deployment, stack: Stack) -> dict[str, str]:
     """The variables of the stack, and what Docker's programs read; nothing else of ours fills in the file."""
     own = {name: value for name, value in os.environ.items() if name in _OURS or name.startswith("DOCKER_")}
-    return {**own, "COMPOSE_IGNORE_ORPHANS": "false", **given.variables, "WAGGLE_SECRETS_DIGEST": _digest(stack)}
+    return {
+        **own,
+        "COMPOSE_IGNORE_ORPHANS": "false",
+        "COMPOSE_HTTP_TIMEOUT": f"{_START:.0f}",  # 1.29 waits a minute else; an emulated machine may take longer
+        **given.variables,
+        "WAGGLE_SECRETS_DIGEST": _digest(stack),
+    }
 
 
 def _digest(stack: Stack) -> str:

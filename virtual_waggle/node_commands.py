@@ -100,6 +100,8 @@ def up(given: Namespace) -> int:
         _register(node)
     state.write_broker_files(node, deployment.place(node, native=given.native))
     rows = stack.up(node.folder, make)
+    if not node.registered:
+        deployment.end_shovel(node)
     addresses = {name: f"{host}:{port}" for name, (host, port) in deployment.addresses(node).items()}
     data = {
         "node": node.settings.node_id,

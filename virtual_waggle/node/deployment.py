@@ -11,7 +11,7 @@ from pathlib import Path
 from groundwork import console, files
 from groundwork.errors import SageError
 from virtual_waggle import env_file
-from virtual_waggle.broker import NODE_USERS, Place
+from virtual_waggle.broker import ADMIN, NODE_USERS, Place
 from virtual_waggle.forms import Deployment
 from virtual_waggle.node import settings
 from virtual_waggle.node.state import NodeState
@@ -88,6 +88,15 @@ def wait_for_broker(state: NodeState) -> None:
             broker_client.connect(parameters, deadline=_HEALTH).close()
         except broker_client.BrokerError as error:
             raise SageError(str(error), hint="is the node up? virtual-waggle status") from None
+
+
+def end_shovel(state: NodeState) -> None:
+    """Take away a shovel to a Beehive that the node had before: the broker keeps what its definitions once named."""
+    from virtual_waggle import broker_client  # and pika
+
+    secret = broker_client.read_secret(state.private / NODE_USERS[ADMIN])
+    host, port = addresses(state)["management"]
+    broker_client.delete_shovel(broker_client.Management(f"http://{host}:{port}", secret))
 
 
 def _native_variables(state: NodeState, local: Mapping[str, str]) -> dict[str, str]:

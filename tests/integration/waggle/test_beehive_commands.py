@@ -148,3 +148,22 @@ def test_a_node_that_is_removed_is_out(both: Both) -> None:
     assert "removed" in call("beehive-server", both.beehive, "nodes", "remove", other).stdout
     assert "is no node id" in call("beehive-server", both.beehive, "nodes", "admit", "xyz", check=2).stderr
     assert "expected a node's id" in call("beehive-server", both.beehive, "nodes", "admit", check=2).stderr
+
+
+def test_a_node_that_leaves_its_beehive_keeps_its_data(both: Both, tmp_path: Path) -> None:
+    settings = both.node / "waggle-node.env"
+    before = settings.read_text()
+    settings.write_text(before.replace("WAGGLE_BEEHIVE_HOST=localhost", "WAGGLE_BEEHIVE_HOST="))
+    call("virtual-waggle", both.node, "up", "--native")
+    try:
+        assert json.loads(call("virtual-waggle", both.node, "report", "--json").stdout)["shovel"] == ""
+        (tmp_path / "main.py").write_text(PLUGIN.replace("count.up", "count.alone"))
+        call("virtual-waggle", both.node, "run", "--native", tmp_path)
+        words = ["--name", "count.alone", "--start", "2001-09-09T00:00:00Z", "--json"]
+        for _ in process.poll_until(ENOUGH, 0.5):
+            rows = call("virtual-waggle", both.node, "data", *words).stdout.splitlines()
+            if len(rows) == 100:
+                break
+        assert [json.loads(row)["value"] for row in rows] == list(range(100))
+    finally:
+        settings.write_text(before)
