@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from virtual_waggle.beehive.cluster import Cluster
     from virtual_waggle.beehive.state import State
     from virtual_waggle.forms import Deployment, Row
     from virtual_waggle.stack import Form
@@ -85,10 +86,13 @@ def up(given: Namespace) -> int:
     """Deploy, start, tell where it is reached."""
     from groundwork import console
     from virtual_waggle import stack
-    from virtual_waggle.beehive import deployment
+    from virtual_waggle.beehive import deployment, settings
 
     state, changed = _deployed(given)
     rows = stack.up(state.folder, _making(state))
+    if settings.read(state.settings_file).cluster:
+        with console.stage("cluster", brief=True):
+            deployment.join_cluster(state)
     addresses = deployment.addresses(state)
     form = str(stack.form_of(state.folder))
     console.result_json(
@@ -120,15 +124,24 @@ def down(given: Namespace) -> int:
 
 
 def status(given: Namespace) -> int:
-    """How each service does."""
+    """How each service does, and each broker of a cluster."""
+    from dataclasses import asdict
+
     from groundwork import console
     from virtual_waggle import stack
+    from virtual_waggle.beehive import settings
 
     state = _state(given)
     rows = stack.status(state.folder, _making(state))
-    console.result_json({"form": str(stack.form_of(state.folder)), "services": _as_data(rows)})
+    known = settings.read(state.settings_file)
+    found = _cluster(state) if known.cluster else None
+    data = {"form": str(stack.form_of(state.folder)), "services": _as_data(rows)}
+    console.result_json({**data, "cluster": asdict(found)} if found else data)
     _table(rows)
-    return 0 if all(row.ready for row in rows) else _TROUBLED
+    if known.cluster:
+        _cluster_table(known.cluster, found)
+    whole = not known.cluster or (found is not None and len(found.online) == len(known.cluster))
+    return 0 if whole and all(row.ready for row in rows) else _TROUBLED
 
 
 def logs(given: Namespace) -> int:
@@ -153,7 +166,7 @@ def register(given: Namespace) -> int:
     from virtual_waggle.beehive import nodes as known
     from virtual_waggle.beehive import state as states
 
-    state = _state(given)
+    state = _at_first(_state(given))
     node = known.admit(state.nodes, given.node, now=datetime.now(timezone.utc))
     handed = states.handout(state)
     if given.out:
@@ -179,7 +192,7 @@ def nodes(given: Namespace) -> int:
     from groundwork.errors import InputError
     from virtual_waggle.beehive import nodes as known
 
-    state = _state(given)
+    state = _at_first(_state(given))
     if (given.what == "list") != (given.node is None):
         raise InputError(f"nodes {given.what}: expected {'no' if given.what == 'list' else 'a'} node's id")
     if given.what == "list":
@@ -258,6 +271,42 @@ def restore(given: Namespace) -> int:
     console.result_json({"state_dir": str(state.folder), **asdict(made)})
     console.result(f"restored the Beehive of {made.head.made} in {state.folder}; start it: beehive-server up")
     return 0
+
+
+def _cluster(state: "State") -> "Cluster | None":
+    """The cluster, where this machine's broker answers."""
+    from virtual_waggle.beehive import cluster, deployment
+    from virtual_waggle.broker_client import BrokerError
+
+    try:
+        return cluster.look(deployment.management(state))
+    except BrokerError:
+        return None
+
+
+def _cluster_table(machines: Sequence[str], found: "Cluster | None") -> None:
+    from groundwork import console
+    from virtual_waggle import broker
+
+    def states(name: str) -> list[str]:
+        if found is None:
+            return ["unknown", "unknown"]
+        copy = "leader" if name == found.leader else "online" if name in found.online else "offline"
+        return ["running" if name in found.running else "down", copy if name in found.copies else "none"]
+
+    names = [broker.name_in_cluster(machine) for machine in machines]
+    console.table(["broker", "state", "copy of the queue"], [[name, *states(name)] for name in names])
+
+
+def _at_first(state: "State") -> "State":
+    """Raises InputError where this machine of a cluster is not the one where nodes register."""
+    from groundwork.errors import InputError
+    from virtual_waggle.beehive import settings
+
+    known = settings.read(state.settings_file)
+    if not known.is_first:
+        raise InputError(f"nodes register at {known.cluster[0]}, not at {known.member}", hint="run it there")
+    return state
 
 
 def _state(given: Namespace) -> "State":

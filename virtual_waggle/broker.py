@@ -60,6 +60,11 @@ _SUBSCRIBER = {
 _USER_LIMITS = {"max-connections": 20, "max-channels": 100}  # of one node at the Beehive
 
 
+def name_in_cluster(machine: str) -> str:
+    """The Erlang name of the broker of a cluster's machine.  Its data belong to this name."""
+    return f"beehive@{machine}"
+
+
 class QueueType(StrEnum):
     """What a queue of the Beehive is: on one broker, or with copies on several (a cluster)."""
 
@@ -88,10 +93,13 @@ class Place:
 
 @dataclass(frozen=True)
 class ToBeehive:
-    """Where a registered node's shovel goes.  ``prefetch`` messages may be under way without a confirm."""
+    """Where a registered node's shovel goes.  ``prefetch`` messages may be under way without a confirm.
+
+    ``hosts`` are the Beehive's brokers: where one is not there, the next is tried.
+    """
 
     node_id: str
-    host: str
+    hosts: tuple[str, ...]
     port: int = 5671
     prefetch: int = 2000
 
@@ -113,10 +121,11 @@ def node_configuration(place: Place) -> str:
     )
 
 
-def beehive_configuration(place: Place, *, cluster: Sequence[str] = ()) -> str:
+def beehive_configuration(place: Place, *, cluster: Sequence[str] = (), patience: int = 5) -> str:
     """The rabbitmq.conf of a Beehive: AMQP over TLS alone, users by the common name of their certificate.
 
-    ``cluster``: the Erlang names (``rabbit@host``) of all brokers of a cluster.
+    ``cluster``: the Erlang names (``beehive@host``) of all brokers of a cluster.  A broker that starts for the first
+    time looks for the others for ``patience`` seconds; then it begins a cluster of its own.
     """
     given: dict[str, Any] = {
         "listeners.tcp": "none",
@@ -135,6 +144,9 @@ def beehive_configuration(place: Place, *, cluster: Sequence[str] = ()) -> str:
     }
     if cluster:
         given["cluster_formation.peer_discovery_backend"] = "classic_config"
+        given["cluster_formation.discovery_retry_limit"] = patience
+        given["cluster_formation.discovery_retry_interval"] = 1000  # ms
+        # Those that see less than half of the others wait for them: no two halves go on apart.
         given["cluster_partition_handling"] = "pause_minority"
         for number, name in enumerate(cluster, 1):
             given[f"cluster_formation.classic_config.nodes.{number}"] = name
@@ -205,6 +217,8 @@ def beehive_definitions(
             *(login.permission for login in logins),
         ],
         "exchanges": [_exchange(WAGGLE_MSG, "topic")],
+        # A quorum queue without x-delivery-limit gives a message out as often as it takes: a loader that is killed over
+        # and over loses none.
         "queues": [_queue(TO_LOADER, {"x-queue-type": str(queue_type)})],
         "bindings": [_binding(WAGGLE_MSG, TO_LOADER, key="#")],
         "policies": _policies(),
@@ -256,19 +270,7 @@ def shovel(beehive: ToBeehive, place: Place) -> dict[str, Any]:
 
     A message leaves the queue when the Beehive has confirmed it.
     """
-    # An address of six in a URI stands in brackets.
-    host = f"[{beehive.host}]" if ":" in beehive.host else beehive.host
-    options = {
-        "cacertfile": f"{place.secrets}/beehive-ca.pem",
-        "certfile": f"{place.secrets}/node-cert.pem",
-        "keyfile": f"{place.secrets}/node-key.pem",
-        "verify": "verify_peer",
-        "server_name_indication": beehive.host,
-        "auth_mechanism": "external",
-        "heartbeat": "30",
-        "connection_timeout": "10000",
-    }
-    query = "&".join(f"{key}={value}" for key, value in options.items())
+    addresses = [_shovel_address(host, beehive.port, place) for host in beehive.hosts]
     return {
         "component": "shovel",
         "vhost": VHOST,
@@ -279,7 +281,7 @@ def shovel(beehive: ToBeehive, place: Place) -> dict[str, Any]:
             "src-queue": TO_BEEHIVE,
             "src-prefetch-count": beehive.prefetch,
             "dest-protocol": "amqp091",
-            "dest-uri": f"amqps://{host}:{beehive.port}?{query}",
+            "dest-uri": addresses[0] if len(addresses) == 1 else addresses,
             "dest-exchange": WAGGLE_MSG,
             "dest-publish-properties": {"user_id": f"node-{beehive.node_id}"},
             "dest-add-forward-headers": False,
@@ -287,6 +289,22 @@ def shovel(beehive: ToBeehive, place: Place) -> dict[str, Any]:
             "reconnect-delay": 5,
         },
     }
+
+
+def _shovel_address(host: str, port: int, place: Place) -> str:
+    options = {
+        "cacertfile": f"{place.secrets}/beehive-ca.pem",
+        "certfile": f"{place.secrets}/node-cert.pem",
+        "keyfile": f"{place.secrets}/node-key.pem",
+        "verify": "verify_peer",
+        "server_name_indication": host,
+        "auth_mechanism": "external",
+        "heartbeat": "30",
+        "connection_timeout": "10000",
+    }
+    query = "&".join(f"{key}={value}" for key, value in options.items())
+    in_uri = f"[{host}]" if ":" in host else host  # an address of six
+    return f"amqps://{in_uri}:{port}?{query}"
 
 
 def _configuration(place: Place, given: Mapping[str, Any]) -> str:

@@ -65,6 +65,11 @@ def parse_address(text: str, origin: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def parse_addresses(text: str, origin: str) -> list[tuple[str, int]]:
+    """Hosts and ports of ``host:port,host:port``: the brokers of a cluster, in the order in which they are tried."""
+    return [parse_address(part.strip(), origin) for part in text.split(",")]
+
+
 def variable(environment: Mapping[str, str], name: str) -> str:
     """A variable of the environment that a service can't do without."""
     if not environment.get(name):
@@ -117,24 +122,42 @@ def _parameters(address: tuple[str, int], **more: Any) -> pika.ConnectionParamet
 
 
 def connect(
-    parameters: pika.ConnectionParameters, *, deadline: float, stop: threading.Event | None = None
+    *places: pika.ConnectionParameters, deadline: float, stop: threading.Event | None = None
 ) -> pika.BlockingConnection:
-    """A connection, within ``deadline`` seconds.  Raises Refused, or BrokerError at the deadline or on ``stop``."""
-    where = f"{parameters.host}:{parameters.port}"
-    for left in attempts(f"the broker at {where}", deadline, stop):
-        try:
-            return pika.BlockingConnection(parameters)
-        except (
-            pika.exceptions.ProbableAuthenticationError,
-            pika.exceptions.AuthenticationError,
-            pika.exceptions.ProbableAccessDeniedError,
-        ):
-            raise Refused(f"the broker at {where} refuses this user", hint="is its password of this broker?") from None
-        except ssl.SSLCertVerificationError as error:
-            raise Refused(f"the broker at {where} is not trusted: {error.verify_message}") from None
-        except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
-            logger.debug("%s: %r, %.0f s left", where, error, left)
+    """A connection to the first of these brokers that lets us in, within ``deadline`` seconds.
+
+    Raises Refused where all refuse, BrokerError at the deadline or on ``stop``.
+    """
+    for left in attempts(f"the broker at {' or '.join(map(_place_of, places))}", deadline, stop):
+        refusals = []
+        for parameters in places:
+            try:
+                return _connected(parameters)
+            except Refused as refusal:
+                refusals.append(refusal)
+            except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
+                logger.debug("%s: %r, %.0f s left", _place_of(parameters), error, left)
+        if len(refusals) == len(places):
+            raise refusals[0]
     raise AssertionError("attempts ends by an error")
+
+
+def _connected(parameters: pika.ConnectionParameters) -> pika.BlockingConnection:
+    where = _place_of(parameters)
+    try:
+        return pika.BlockingConnection(parameters)
+    except (
+        pika.exceptions.ProbableAuthenticationError,
+        pika.exceptions.AuthenticationError,
+        pika.exceptions.ProbableAccessDeniedError,
+    ):
+        raise Refused(f"the broker at {where} refuses this user", hint="is its password of this broker?") from None
+    except ssl.SSLCertVerificationError as error:
+        raise Refused(f"the broker at {where} is not trusted: {error.verify_message}") from None
+
+
+def _place_of(parameters: pika.ConnectionParameters) -> str:
+    return f"{parameters.host}:{parameters.port}"
 
 
 def attempts(what: str, deadline: float, stop: threading.Event | None = None) -> Iterator[float]:
@@ -255,8 +278,18 @@ def queue_depth(management: Management, name: str) -> tuple[int, int]:
 
     The management API knows them with a delay of up to 5 s.
     """
-    found = request(management, "GET", f"queues/{_quoted(broker.VHOST)}/{_quoted(name)}")
+    found = queue(management, name)
     return found.get("messages_ready", 0), found.get("messages_unacknowledged", 0)
+
+
+def brokers(management: Management) -> dict[str, bool]:
+    """The Erlang names of the brokers of this cluster, and whether each runs, as this broker sees it."""
+    return {entry["name"]: entry["running"] for entry in request(management, "GET", "nodes?columns=name,running")}
+
+
+def queue(management: Management, name: str) -> dict[str, Any]:
+    """What the management API tells of a queue, with a delay of up to 5 s."""
+    return dict(request(management, "GET", f"queues/{_quoted(broker.VHOST)}/{_quoted(name)}"))
 
 
 def put_shovel(management: Management, shovel: Mapping[str, Any]) -> None:

@@ -159,7 +159,7 @@ def _beehive(named: str | None) -> "_Found":
     chosen = state.chosen(named)
     if not chosen.settings_file.exists():
         _no_state(named, chosen.folder, settings.FILE)
-        return compose.load(deployment.COMPOSE_FILE, {}, name=deployment.PROJECT), (), ()
+        return compose.load(deployment.COMPOSE_FILE, {}, name=deployment.PROJECT), ("nodes",), ()
     ready = deployment.deployment(chosen, native=False)
     found = compose.load(ready.compose_file, ready.variables, name=ready.name)
     place = deployment.place(chosen, settings.read(chosen.settings_file), native=False)

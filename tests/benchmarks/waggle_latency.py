@@ -44,7 +44,7 @@ def latency() -> list[Figure]:
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         top = Path(scratch)
         hive = stack.enter_context(beehive.hive(top, NODE))
-        to = ToBeehive(NODE, "localhost", hive.broker.port)
+        to = ToBeehive(NODE, ("localhost",), hive.broker.port)
         node = stack.enter_context(brokers.node_broker(top / "broker-node", beehive=to, tls=top / f"node-{NODE}"))
         sharing_service.wait_until(lambda: broker_client.shovel_state(node.management) == "running")
         stack.enter_context(sharing_service.running(sharing_service.of(top, node)))

@@ -32,7 +32,7 @@ def shovel() -> list[Figure]:
         tls, own = authority.server(top / "tls"), authority.node(top / "node-tls", NODE)
         authority.client(top / "loader", "loader", "client")
         with brokers.beehive_broker(top / "beehive", tls=tls, nodes=[NODE]) as beehive:
-            to = ToBeehive(NODE, "localhost", beehive.port)
+            to = ToBeehive(NODE, ("localhost",), beehive.port)
             with brokers.node_broker(top / "node", beehive=to, tls=own) as node:
                 sharing_service.wait_until(lambda: broker_client.shovel_state(node.management) == "running")
                 with console.stage("shovel: a minute over mutual TLS") as stage:

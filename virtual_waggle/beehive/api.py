@@ -86,7 +86,7 @@ class Configuration:
     store: str
     store_folder: Path
     uploads: Path
-    broker: tuple[str, int] | None
+    brokers: Sequence[tuple[str, int]]
     secrets: Path
 
 
@@ -103,8 +103,8 @@ TABLE = (
     Variable("BEEHIVE_UPLOADS", "folder of uploaded files", Path, "/var/lib/beehive/uploads"),
     Variable(
         "WAGGLE_BROKER",
-        "host:port of the Beehive's broker, for the stream; empty: no stream",
-        lambda text: broker_client.parse_address(text, "broker") if text else None,
+        "host:port of the Beehive's broker, for the stream; of a cluster's with commas between; empty: no stream",
+        lambda text: broker_client.parse_addresses(text, "broker") if text else [],
         "",
     ),
     Variable(
@@ -351,7 +351,7 @@ def _url(api: Api, request: web.Request) -> str:
 async def _stream(api: Api, request: web.Request) -> web.StreamResponse:
     if len(request.query_string) > queries.LARGEST:
         return _plain(400, f"filters are too long: at most {queries.LARGEST} bytes")
-    if api.configuration.broker is None:
+    if not api.configuration.brokers:
         return _plain(404, "this service has no stream")
     if len(api.hub.readers) >= _MOST_READERS:
         return _plain(503, "too many readers at once", {"Retry-After": "30"})
@@ -487,12 +487,15 @@ async def serve(configuration: Configuration) -> None:
         loop.add_signal_handler(number, end)
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="query") as workers:
         api = Api(configuration, store, workers)
-        if configuration.broker is not None:
+        if configuration.brokers:
             secrets = configuration.secrets
-            parameters = broker_client.by_certificate(
-                configuration.broker, secrets / "ca-cert.pem", secrets / "api-cert.pem", secrets / "api-key.pem"
-            )
-            words = (parameters, api.hub, loop, stop)
+            brokers = [
+                broker_client.by_certificate(
+                    address, secrets / "ca-cert.pem", secrets / "api-cert.pem", secrets / "api-key.pem"
+                )
+                for address in configuration.brokers
+            ]
+            words = (brokers, api.hub, loop, stop)
             threading.Thread(target=stream.listen, args=words, name="stream", daemon=True).start()
         runner = web.AppRunner(application(api), access_log=None, keepalive_timeout=30)
         await runner.setup()

@@ -6,6 +6,7 @@ certificate that is renewed keeps its key, so that a key and a certificate besid
 file is written beside its place and renamed.  RFC 5280; OpenSSH's PROTOCOL.certkeys.
 """
 
+import contextlib
 import ipaddress
 import secrets
 from collections.abc import Sequence
@@ -104,7 +105,7 @@ def certify(
             _is_signed_by(authority, certificate)
             and certificates.fits(key, certificate)
             and certificates.common_name_of(certificate) == common_name
-            and _hosts_of(certificate) == set(hosts)
+            and _names_of(certificate) == _general_names(hosts)
             and not certificates.is_near_end(certificate, now)
         ):
             return changed
@@ -125,7 +126,7 @@ def certify(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key), critical=False)
     )
     if hosts:
-        builder = builder.add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), False)
+        builder = builder.add_extension(x509.SubjectAlternativeName(_general_names(hosts)), critical=False)
     files.write_text(certificate_file, _pem(builder.sign(authority.key, hashes.SHA256())))
     return True
 
@@ -187,20 +188,20 @@ def certify_ssh_user(
     files.write_text(certificate_file, certificate.export_certificate().decode())
 
 
-def _hosts_of(certificate: x509.Certificate) -> set[str]:
+def _names_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
     try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
-        return set()
-    names = extension.get_values_for_type(x509.DNSName)
-    return {*names, *map(str, extension.get_values_for_type(x509.IPAddress))}
+        return []
 
 
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
+def _general_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    """Names and addresses; an address stands there as a name too, for Erlang looks it up as one (a node's shovel)."""
+    found: list[x509.GeneralName] = [x509.DNSName(host) for host in hosts]
+    for host in hosts:
+        with contextlib.suppress(ValueError):
+            found.append(x509.IPAddress(ipaddress.ip_address(host)))
+    return found
 
 
 def _usage(*, authority: bool) -> x509.KeyUsage:

@@ -7,14 +7,20 @@ Ports for nodes and readers are settings of the Beehive, and so are those on loo
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from groundwork import files
+from groundwork.errors import InputError
 from virtual_waggle import env_file, state_folder
 from virtual_waggle.beehive import settings
 from virtual_waggle.beehive.settings import Settings
 from virtual_waggle.beehive.state import State
-from virtual_waggle.broker import Place
+from virtual_waggle.broker import Place, name_in_cluster
 from virtual_waggle.forms import Deployment
+
+if TYPE_CHECKING:
+    from virtual_waggle.beehive.cluster import Cluster
+    from virtual_waggle.broker_client import Management
 
 PROJECT = "beehive"
 COMPOSE_FILE = Path(__file__).parents[1] / "stacks/beehive/compose.yaml"
@@ -26,6 +32,8 @@ _ANYWHERE = "0.0.0.0"  # noqa: S104 - a container's network is the stack's own
 def place(state: State, known: Settings, *, native: bool, environment: Mapping[str, str] = os.environ) -> Place:
     """Where the broker listens and sees its files, for ``state.deploy``."""
     if not native:
+        if known.cluster:
+            raise InputError("BEEHIVE_CLUSTER: a cluster's services run without containers", hint="add --native")
         return Place(IN_CONTAINER, _ANYWHERE, _ANYWHERE, port=5671)
     local = _local(state, environment)
     return Place(
@@ -54,7 +62,7 @@ def deployment(state: State, *, native: bool, environment: Mapping[str, str] = o
     variables["BEEHIVE_API_URL"] = known.api_url
     if native:
         variables.update(_native_variables(state, known, local))
-    return Deployment(PROJECT, COMPOSE_FILE, state.folder, variables)
+    return Deployment(PROJECT, COMPOSE_FILE, state.folder, variables, ("nodes",) if known.is_first else ())
 
 
 def addresses(state: State) -> dict[str, str]:
@@ -64,12 +72,57 @@ def addresses(state: State) -> dict[str, str]:
     return {"data API": known.api_url, **{name: f"{known.host}:{port}" for name, port in ports.items()}}
 
 
+def management(state: State, environment: Mapping[str, str] = os.environ) -> "Management":
+    """The management API of this machine's broker."""
+    from virtual_waggle.broker_client import Management  # and pika
+
+    port = _local(state, environment)["BEEHIVE_MANAGEMENT_PORT"]
+    password = (state.private / "admin-password").read_text(encoding="utf-8")
+    return Management(f"http://127.0.0.1:{port}", password)
+
+
+def join_cluster(state: State, environment: Mapping[str, str] = os.environ) -> "Cluster":
+    """After a start: have a copy of the loaders' queue on this machine too.  Raises SageError."""
+    from virtual_waggle.beehive import cluster
+
+    known = settings.read(state.settings_file)
+    local = _local(state, environment)
+    variables = {
+        "HOME": str(state.folder / "rabbitmq"),  # where the cookie lies
+        "ERL_EPMD_PORT": local["BEEHIVE_EPMD_PORT"],
+        "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+        "RABBITMQ_USE_LONGNAME": _long_names(known),
+        "LANG": "C.UTF-8",
+    }
+    own = name_in_cluster(known.member)
+    return cluster.join(management(state, environment), own, variables, first=known.is_first)
+
+
+def _long_names(known: Settings) -> str:
+    """What RABBITMQ_USE_LONGNAME has to be: Erlang is to be told of names with a dot in them, and of addresses."""
+    return str("." in known.member).lower()
+
+
+def _broker_variables(known: Settings, local: Mapping[str, str]) -> dict[str, str]:
+    """How a cluster's broker is named, and where the others reach its Erlang."""
+    address = local["BEEHIVE_ADDRESS"]
+    everywhere = address in (_ANYWHERE, "::")
+    return {
+        "BEEHIVE_BROKER_NAME": name_in_cluster(known.member),
+        "BEEHIVE_LONG_NAMES": _long_names(known),
+        "BEEHIVE_EPMD_ADDRESS": "" if everywhere else address,
+        "BEEHIVE_DISTRIBUTION_ADDRESS": "0,0,0,0" if everywhere else address.replace(".", ","),
+    }
+
+
 def _native_variables(state: State, known: Settings, local: Mapping[str, str]) -> dict[str, str]:
     address = local["BEEHIVE_ADDRESS"]
+    others = [machine for machine in known.cluster if machine != known.member]
     return {
+        **(_broker_variables(known, local) if known.cluster else {}),
         "WAGGLE_SECRETS": str(state.private),
         "WAGGLE_PYTHONPATH": str(Path(__file__).parents[2]),
-        "BEEHIVE_BROKER": f"localhost:{known.port}",
+        "BEEHIVE_BROKER": ",".join(f"{host}:{known.port}" for host in ("localhost", *others)),
         "BEEHIVE_BROKER_PORT_INSIDE": str(known.port),
         "BEEHIVE_MANAGEMENT": f"http://127.0.0.1:{local['BEEHIVE_MANAGEMENT_PORT']}",
         "BEEHIVE_EPMD_PORT": local["BEEHIVE_EPMD_PORT"],

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ _PREFETCH = 2 * _BATCH  # the next batch comes in while one is written
 _LINGER = 0.005  # seconds that the first message of a batch waits for others
 _IDLE = 0.2  # seconds between looks at whether to end
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between attempts to write
+_LOST_PAUSE = 0.5  # seconds after a connection was lost
 _TELL_EVERY = 60.0  # seconds between lines of the log about the same thing
 _SWEEP_EVERY = 600.0  # seconds between looks for what is too old
 _SWEEP_STEP = _BATCH  # points that are removed between two batches: no fewer than may have come
@@ -92,11 +93,14 @@ class Loader:
         self.told[what] = (now, 0)
 
 
-def load(loader: Loader, parameters: pika.ConnectionParameters) -> None:
-    """Load until ``loader.stop``.  What was taken and not written then is still in the queue."""
+def load(loader: Loader, brokers: Sequence[pika.ConnectionParameters]) -> None:
+    """Load until ``loader.stop``, from the first of these brokers (of one cluster) that can be reached.
+
+    What was taken and not written then is still in the queue.
+    """
     while not loader.stop.is_set():
         try:
-            connection = broker_client.connect(parameters, deadline=30, stop=loader.stop)
+            connection = broker_client.connect(*brokers, deadline=30, stop=loader.stop)
         except BrokerError as error:
             loader.parts["broker"] = "not reached"
             if not loader.stop.wait(1):
@@ -109,6 +113,7 @@ def load(loader: Loader, parameters: pika.ConnectionParameters) -> None:
         except (pika.exceptions.AMQPError, OSError) as error:
             loader.parts["broker"] = "lost"
             loader.tell("broker", f"the broker is gone: {error or type(error).__name__}")
+            loader.stop.wait(_LOST_PAUSE)
         finally:
             if connection.is_open:
                 connection.close()
@@ -123,11 +128,15 @@ def _consume(loader: Loader, connection: pika.BlockingConnection) -> list[Measur
         batch.append((method.delivery_tag, properties.user_id, body))
 
     channel = connection.channel()
+    cancelled: list[Any] = []
+    channel.add_on_cancel_callback(cancelled.append)
     channel.basic_qos(prefetch_count=_PREFETCH)
     channel.basic_consume(loader.queue, take)
     logger.info("loading from %s", loader.queue)
     while not loader.stop.is_set():
         connection.process_data_events(time_limit=0 if loader.sweep is not None else _IDLE)
+        if cancelled:
+            raise pika.exceptions.ConsumerCancelled(cancelled[0])  # the queue moved, or is gone
         if batch:
             _gather(connection, batch)
         while batch:
@@ -222,8 +231,8 @@ def _sweep(loader: Loader) -> None:
 TABLE = (
     Variable(
         "WAGGLE_BROKER",
-        "host:port of the Beehive's broker",
-        lambda text: broker_client.parse_address(text, "broker"),
+        "host:port of the Beehive's broker; of a cluster's brokers with commas between",
+        lambda text: broker_client.parse_addresses(text, "broker"),
         "rabbitmq:5671",
     ),
     Variable(
@@ -247,7 +256,7 @@ TABLE = (
 def run(
     queue: str,
     check: Check,
-    parameters: pika.ConnectionParameters,
+    brokers: Sequence[pika.ConnectionParameters],
     new_store: Callable[[], Store],
     retention: int | None,
     listen: tuple[str, int],
@@ -262,7 +271,7 @@ def run(
     loader = Loader(queue, check, store, retention, stop)
     server = status_server.serve(listen, loader.metrics, lambda: dict(loader.parts))
     try:
-        load(loader, parameters)
+        load(loader, brokers)
         logger.info("told to end")
     finally:
         server.shutdown()
@@ -288,14 +297,17 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # what it says of a lost broker is said here
     given = from_environment(environment, TABLE)
     secrets = given["WAGGLE_SECRETS"]
-    parameters = broker_client.by_certificate(
-        given["WAGGLE_BROKER"], secrets / "ca-cert.pem", secrets / "loader-cert.pem", secrets / "loader-key.pem"
-    )
+    brokers = [
+        broker_client.by_certificate(
+            address, secrets / "ca-cert.pem", secrets / "loader-cert.pem", secrets / "loader-key.pem"
+        )
+        for address in given["WAGGLE_BROKER"]
+    ]
     password = read_password(secrets)
     run(
         broker.TO_LOADER,
         message.check_for_beehive,
-        parameters,
+        brokers,
         lambda: open_store(given["BEEHIVE_STORE"], given["BEEHIVE_STORE_FOLDER"], password),
         given["BEEHIVE_RETENTION"],
         given["BEEHIVE_LOADER_LISTEN"],

@@ -42,6 +42,8 @@ class Settings:
     retention: int | None
     admit: Admit
     queue_type: str
+    cluster: tuple[str, ...]
+    member: str
     upload_largest: int
     upload_free: int
 
@@ -50,12 +52,29 @@ class Settings:
         """The name or address that nodes are told."""
         return self.hosts[0]
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this machine is the one where nodes register and bring their files."""
+        return not self.cluster or self.member == self.cluster[0]
+
 
 def hosts(text: str) -> tuple[str, ...]:
     """Names and addresses, separated by commas."""
     found = tuple(dict.fromkeys(_host(part.strip().lower()) for part in text.split(",") if part.strip()))
     if not found:
         raise InputError("expected a name or an address")
+    return found
+
+
+def cluster(text: str) -> tuple[str, ...]:
+    """The machines of a cluster, or none."""
+    found = hosts(text) if text else ()
+    if found and len(found) < 3:
+        raise InputError("expected three machines or more", hint="of two none goes on without the other")
+    if any(":" in name for name in found):
+        raise InputError("expected names, or addresses of IPv4")
+    if len({"." in name for name in found}) > 1:
+        raise InputError("names with a dot and names without one don't go together", hint="Erlang keeps them apart")
     return found
 
 
@@ -128,6 +147,13 @@ TABLE = (
         one_of("kind of queue", ("classic", "quorum")),
         "classic",
     ),
+    Variable(
+        "BEEHIVE_CLUSTER",
+        "the machines of a cluster by the names they have for each other, separated by commas; empty: one machine",
+        cluster,
+        "",
+    ),
+    Variable("BEEHIVE_MEMBER", "which of BEEHIVE_CLUSTER this machine is", lambda text: text.strip().lower(), ""),
     Variable("BEEHIVE_UPLOAD_LARGEST", "largest file that a node may upload, such as 2g", size, "2g"),
     Variable("BEEHIVE_UPLOAD_FREE", "uploads are turned away while less than this is free on the disk", size, "1g"),
 )
@@ -148,7 +174,10 @@ LOCAL = (
 def read(path: Path) -> Settings:
     """The settings of a ``beehive.env``.  Raises InputError with file, line and name for what is wrong in it."""
     values = env_file.read(path, (*TABLE, *LOCAL))
-    settings = of({variable.name: values[variable.name] for variable in TABLE})
+    try:
+        settings = of({variable.name: values[variable.name] for variable in TABLE})
+    except InputError as error:
+        raise InputError(f"{path}: {error}", hint=error.hint) from None
     ports = {
         "BEEHIVE_PORT": settings.port,
         "BEEHIVE_REGISTRATION_PORT": settings.registration_port,
@@ -164,12 +193,20 @@ def read(path: Path) -> Settings:
 
 
 def of(values: dict[str, Any]) -> Settings:
-    """Settings of a table's values."""
+    """Settings of a table's values.  Raises InputError for a cluster's that don't go together."""
     given = {name.removeprefix("BEEHIVE_").lower(): value for name, value in values.items()}
     given["hosts"] = given.pop("host")
     given["admit"] = Admit(given["admit"])
     given["api_url"] = given["api_url"] or f"http://{_in_url(given['hosts'][0])}:{given['api_port']}"
-    return Settings(**given)
+    settings = Settings(**given)
+    if settings.cluster:
+        if settings.member not in settings.cluster:
+            raise InputError(f"BEEHIVE_MEMBER is {settings.member!r}, which is none of BEEHIVE_CLUSTER")
+        if settings.queue_type != "quorum":
+            raise InputError("BEEHIVE_QUEUE_TYPE is classic: such a queue is lost with one machine of the cluster")
+        if settings.store == "sqlite":
+            raise InputError("BEEHIVE_STORE is sqlite, which the machines of a cluster can't share")
+    return settings
 
 
 def _host(text: str) -> str:

@@ -23,7 +23,9 @@ from virtual_waggle.beehive.settings import Settings
 NAME = "beehive"
 VARIABLE = "BEEHIVE_STATE_DIR"
 OWN_NAMES = ("rabbitmq", "localhost")  # by which the Beehive's own services call its broker
+COOKIE = "erlang-cookie"  # by which the brokers of a cluster know each other; each has it where Erlang looks for it
 SERVICES = ("loader", "api")  # each has a certificate with its name, which is its user at the broker
+_FIRST_WAITS, _OTHERS_WAIT = 5, 120  # seconds for other brokers of a cluster, at a broker's first start
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ def deploy(state: State, given: Mapping[str, str], place: broker.Place, *, now: 
                 files.make_folder(state.folder / name)
                 changed.append(f"{name}/")
         changed += [f"private/{name}" for name in _make_private(state.private, known, place, now)]
+        if known.cluster:
+            cookie = (state.private / COOKIE).read_text(encoding="utf-8")
+            if state_folder.keep_secret(state.folder / "rabbitmq/.erlang.cookie", cookie):
+                changed.append("rabbitmq/.erlang.cookie")
     return changed
 
 
@@ -93,6 +99,10 @@ def _make_private(private: Path, known: Settings, place: broker.Place, now: date
     """Keys, certificates, passwords, the broker's files; the names of those that changed."""
     done: dict[str, bool] = {}
     keys = private / "ca-key.pem", private / "ca-cert.pem"
+    if not known.is_first and not keys[0].exists():
+        raise InputError(
+            f"{private} has no keys of the cluster", hint=f"copy the folder private of {known.cluster[0]} there first"
+        )
     done["ca-cert.pem"] = authority.make_authority(*keys, now=now)
     ours = authority.open_authority(*keys)
     done["server-cert.pem"] = authority.certify(
@@ -100,7 +110,7 @@ def _make_private(private: Path, known: Settings, place: broker.Place, now: date
         private / "server-key.pem",
         private / "server-cert.pem",
         known.host[:64],  # the longest common name
-        hosts=tuple(dict.fromkeys((*known.hosts, *OWN_NAMES))),
+        hosts=tuple(dict.fromkeys((*known.hosts, *known.cluster, *OWN_NAMES))),
         days=authority.SERVICE_DAYS,
         now=now,
     )
@@ -120,9 +130,16 @@ def _make_private(private: Path, known: Settings, place: broker.Place, now: date
     )
     done["known_hosts"] = state_folder.keep_secret(private / "known_hosts", known_hosts(private, known))
     done["admin-password"] = state_folder.password(private / "admin-password")
+    if known.cluster:
+        done[COOKIE] = state_folder.password(private / COOKIE)
     # No node is in the definitions, which the broker reads at each start: one that was removed would be back.
     texts = {
-        "rabbitmq.conf": broker.beehive_configuration(place),
+        "rabbitmq.conf": broker.beehive_configuration(
+            place,
+            cluster=[broker.name_in_cluster(machine) for machine in known.cluster],
+            # The others have nothing to begin with: they wait for the first.
+            patience=_FIRST_WAITS if known.is_first else _OTHERS_WAIT,
+        ),
         "definitions.json": broker.beehive_definitions(
             (private / "admin-password").read_text(), queue_type=broker.QueueType(known.queue_type)
         ),

@@ -95,14 +95,20 @@ def _line(measurement: Measurement, api: str) -> str:
 
 
 def listen(
-    parameters: pika.ConnectionParameters, hub: Hub, loop: asyncio.AbstractEventLoop, stop: threading.Event
+    brokers: Sequence[pika.ConnectionParameters],
+    hub: Hub,
+    loop: asyncio.AbstractEventLoop,
+    stop: threading.Event,
 ) -> None:
-    """The thread's work, until ``stop``: consume while somebody reads; a connection that was lost is made anew."""
+    """The thread's work, until ``stop``: consume while somebody reads; a connection that was lost is made anew.
+
+    It is made to the first of these brokers (of one cluster) that can be reached.
+    """
     while not stop.is_set():
         if not hub.wanted.wait(0.2):
             continue
         try:
-            connection = broker_client.connect(parameters, deadline=60, stop=stop)
+            connection = broker_client.connect(*brokers, deadline=60, stop=stop)
         except BrokerError as error:
             logger.warning("stream: %s", error)
             stop.wait(2)

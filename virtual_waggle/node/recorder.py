@@ -53,7 +53,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     loader.run(
         broker.TO_BEEHIVE,
         check,
-        broker_client.by_password(given["WAGGLE_BROKER"], USER, password),
+        [broker_client.by_password(given["WAGGLE_BROKER"], USER, password)],
         lambda: SQLiteStore(given["WAGGLE_DATA"] / FILE),
         given["WAGGLE_RETENTION"],
         given["WAGGLE_RECORDER_LISTEN"],

@@ -18,16 +18,21 @@ NODE_ID = "WAGGLE_NODE_ID"
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """A node's settings.  ``beehive_host`` is "" where there is no Beehive."""
+    """A node's settings.  ``beehive_hosts`` is empty where there is no Beehive."""
 
     node_id: str
     vsn: str
     host: str
     sub_id: str
-    beehive_host: str
+    beehive_hosts: tuple[str, ...]
     beehive_port: int
     registration_port: int
     upload_port: int
+
+    @property
+    def beehive_host(self) -> str:
+        """Where the node registers and brings its files; "" where there is no Beehive."""
+        return self.beehive_hosts[0] if self.beehive_hosts else ""
 
 
 def _id(text: str) -> str:
@@ -48,6 +53,11 @@ def _matching(pattern: str, expected: str) -> Callable[[str], str]:
 _PORT = whole_number(1, 65535)
 _HOST = _matching(r"[A-Za-z0-9.:_-]{0,253}", "the name or the address of a machine")
 
+
+def _hosts(text: str) -> tuple[str, ...]:
+    return tuple(_HOST(part.strip()) for part in text.split(",") if part.strip())
+
+
 TABLE = (
     Variable(NODE_ID, "this node's id: 16 hexadecimal digits; empty: made at random, once", _id, ""),
     Variable(
@@ -58,7 +68,12 @@ TABLE = (
     ),
     Variable("WAGGLE_NODE_HOST", "the machine's name in data; empty: <id>.ws-virtual", _HOST, ""),
     Variable("WAGGLE_SUB_ID", "the part of a node of several, as in 2020; empty: the node's id", _id, ""),
-    Variable("WAGGLE_BEEHIVE_HOST", "the Beehive's name or address; empty: data stay on the node", _HOST, ""),
+    Variable(
+        "WAGGLE_BEEHIVE_HOST",
+        "the Beehive's name or address; of one on several machines all, with commas between; empty: data stay here",
+        _hosts,
+        "",
+    ),
     Variable("WAGGLE_BEEHIVE_PORT", "port of its broker", _PORT, "5671"),
     Variable("WAGGLE_BEEHIVE_REGISTRATION_PORT", "port of its registration", _PORT, "20022"),
     Variable("WAGGLE_BEEHIVE_UPLOAD_PORT", "port where it takes files", _PORT, "20023"),
@@ -94,7 +109,7 @@ def read(path: Path) -> NodeSettings:
         vsn=values["WAGGLE_NODE_VSN"] or f"V{node_id[-3:].upper()}",
         host=values["WAGGLE_NODE_HOST"] or f"{node_id}.ws-virtual",
         sub_id=values["WAGGLE_SUB_ID"] or node_id,
-        beehive_host=values["WAGGLE_BEEHIVE_HOST"],
+        beehive_hosts=values["WAGGLE_BEEHIVE_HOST"],
         beehive_port=values["WAGGLE_BEEHIVE_PORT"],
         registration_port=values["WAGGLE_BEEHIVE_REGISTRATION_PORT"],
         upload_port=values["WAGGLE_BEEHIVE_UPLOAD_PORT"],

@@ -121,7 +121,7 @@ def write_broker_files(state: NodeState, place: Place) -> None:
 def to_beehive(state: NodeState) -> ToBeehive | None:
     """Where the shovel goes; None where the node has no Beehive, or is not registered yet."""
     given = state.settings
-    return ToBeehive(given.node_id, given.beehive_host, given.beehive_port) if state.registered else None
+    return ToBeehive(given.node_id, given.beehive_hosts, given.beehive_port) if state.registered else None
 
 
 def _make_settings(path: Path) -> None:

@@ -38,7 +38,7 @@ def beehive(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> I
 def node(tmp_path_factory: pytest.TempPathFactory, authority: Authority, beehive: Broker) -> Iterator[Broker]:
     folder = tmp_path_factory.mktemp("node")
     tls = authority.node(folder / "tls", NODE)
-    with brokers.node_broker(folder, beehive=ToBeehive(NODE, "localhost", beehive.port), tls=tls) as running:
+    with brokers.node_broker(folder, beehive=ToBeehive(NODE, ("localhost",), beehive.port), tls=tls) as running:
         yield running
 
 

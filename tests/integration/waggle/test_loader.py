@@ -227,6 +227,24 @@ def test_a_broker_that_comes_back_is_loaded_from_again(tmp_path: Path) -> None:
         assert sorted(stored("sqlite", tmp_path / "store"), key=lambda row: row[1]) == all_once(2000)
 
 
+def test_a_queue_that_is_taken_away_and_comes_back_is_loaded_from_again(hive: Hive, tmp_path: Path) -> None:
+    management, path = hive.broker.management, f"queues/%2F/{broker.TO_LOADER}"
+    with beehive.loader(hive, tmp_path / "store") as service:
+        wait_until(lambda: beehive.health(service)["broker"] == "ok")
+        broker_client.request(management, "DELETE", path)
+        try:
+            wait_until(lambda: "the broker is gone" in service.said())
+        finally:
+            broker_client.request(management, "PUT", path, {"durable": True})
+            binding = {"routing_key": "#"}
+            broker_client.request(
+                management, "POST", f"bindings/%2F/e/{broker.WAGGLE_MSG}/q/{broker.TO_LOADER}", binding
+            )
+        with sending(hive) as send:
+            send(body(1))
+        wait_for_count(1, "sqlite", tmp_path / "store")
+
+
 def test_while_the_database_is_away_messages_wait_and_health_says_so(hive: Hive, tmp_path: Path) -> None:
     with (
         postgres.running() as server,

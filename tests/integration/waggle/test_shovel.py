@@ -73,7 +73,7 @@ def test_a_beehive_that_is_killed_and_restarted_loses_nothing(
 ) -> None:
     count = 20_000
     tls = authority.node(tmp_path / "tls", NODE)
-    with brokers.node_broker(tmp_path / "node", beehive=ToBeehive(NODE, "localhost", beehive.port), tls=tls) as node:
+    with brokers.node_broker(tmp_path / "node", beehive=ToBeehive(NODE, ("localhost",), beehive.port), tls=tls) as node:
         wait_until(lambda: broker_client.shovel_state(node.management) == "running")
         publisher = threading.Thread(target=publish, args=(node, count), kwargs={"every": 0.05})
         publisher.start()
@@ -95,7 +95,7 @@ def test_a_node_that_is_killed_sends_the_rest_when_it_is_back(
 ) -> None:
     count = 10_000
     tls = authority.node(tmp_path / "tls", NODE)
-    with brokers.node_broker(tmp_path / "node", beehive=ToBeehive(NODE, "localhost", beehive.port), tls=tls) as node:
+    with brokers.node_broker(tmp_path / "node", beehive=ToBeehive(NODE, ("localhost",), beehive.port), tls=tls) as node:
         publish(node, count, every=0)
         node.kill()
         node.start()
@@ -119,7 +119,7 @@ def test_without_its_own_valid_certificate_nothing_comes_through_and_nothing_is_
     else:
         tls.mkdir()
         (tls / "beehive-ca.pem").write_bytes((good / "beehive-ca.pem").read_bytes())
-    with brokers.node_broker(tmp_path / "node", beehive=ToBeehive(NODE, "localhost", beehive.port), tls=tls) as node:
+    with brokers.node_broker(tmp_path / "node", beehive=ToBeehive(NODE, ("localhost",), beehive.port), tls=tls) as node:
         publish(node, 100, every=0)
         time.sleep(8)  # longer than the shovel waits before it tries again
         assert sum(broker_client.queue_depth(beehive.management, broker.TO_LOADER)) == 0
@@ -128,7 +128,9 @@ def test_without_its_own_valid_certificate_nothing_comes_through_and_nothing_is_
             wait_until(lambda: depth(channel, broker.TO_BEEHIVE) == 100)
         # With its own certificate the same messages come through, without a restart of the broker.
         authority.node(tls, NODE)
-        broker_client.put_shovel(node.management, broker.shovel(ToBeehive(NODE, "localhost", beehive.port), node.place))
+        broker_client.put_shovel(
+            node.management, broker.shovel(ToBeehive(NODE, ("localhost",), beehive.port), node.place)
+        )
         assert sorted(set(read_all(beehive, 100))) == list(range(100))
 
 
@@ -136,7 +138,7 @@ def test_messages_the_loader_left_are_there_after_a_restart(
     tmp_path: Path, authority: Authority, beehive: Broker
 ) -> None:
     tls = authority.node(tmp_path / "tls", NODE)
-    with brokers.node_broker(tmp_path / "node", beehive=ToBeehive(NODE, "localhost", beehive.port), tls=tls) as node:
+    with brokers.node_broker(tmp_path / "node", beehive=ToBeehive(NODE, ("localhost",), beehive.port), tls=tls) as node:
         publish(node, 500, every=0)
         wait_until(lambda: sum(broker_client.queue_depth(beehive.management, broker.TO_LOADER)) == 500)
     beehive.kill()

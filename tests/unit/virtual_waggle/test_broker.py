@@ -36,8 +36,8 @@ def test_a_passwords_hash_is_rabbitmqs() -> None:
 
 
 def test_the_same_is_told_in_the_same_words_and_without_passwords() -> None:
-    text = broker.node_definitions(PASSWORDS, PLACE, ToBeehive(NODE, "beehive.example"))
-    assert text == broker.node_definitions(PASSWORDS, PLACE, ToBeehive(NODE, "beehive.example"))
+    text = broker.node_definitions(PASSWORDS, PLACE, ToBeehive(NODE, ("beehive.example",)))
+    assert text == broker.node_definitions(PASSWORDS, PLACE, ToBeehive(NODE, ("beehive.example",)))
     assert "secret-of" not in text
     assert "secret-of" not in broker.beehive_definitions("secret-of-admin", [NODE])
 
@@ -77,7 +77,7 @@ def test_without_a_beehive_there_is_no_shovel() -> None:
     [("beehive.example", "amqps://beehive.example:5671?"), ("2001:db8::1", "amqps://[2001:db8::1]:5671?")],
 )
 def test_the_shovel_shows_the_nodes_certificate_and_checks_the_beehives(host: str, uri: str) -> None:
-    value = broker.shovel(ToBeehive(NODE, host), PLACE)["value"]
+    value = broker.shovel(ToBeehive(NODE, (host,)), PLACE)["value"]
     assert value["dest-uri"].startswith(uri)
     for part in (
         "verify=verify_peer",
@@ -88,6 +88,12 @@ def test_the_shovel_shows_the_nodes_certificate_and_checks_the_beehives(host: st
         assert part in value["dest-uri"]
     assert value["dest-publish-properties"]["user_id"] == f"node-{NODE}"
     assert value["ack-mode"] == "on-confirm"
+
+
+def test_the_shovel_has_the_address_of_each_broker_and_checks_each_ones_name() -> None:
+    addresses = broker.shovel(ToBeehive(NODE, ("hive1", "hive2", "hive3")), PLACE)["value"]["dest-uri"]
+    assert [address.partition("?")[0] for address in addresses] == [f"amqps://hive{n}:5671" for n in (1, 2, 3)]
+    assert all(f"server_name_indication=hive{n}" in address for n, address in enumerate(addresses, 1))
 
 
 def test_the_beehives_broker_asks_everyone_for_a_certificate() -> None:
@@ -106,8 +112,10 @@ def test_a_node_may_write_to_one_exchange_of_the_beehive() -> None:
 
 
 def test_a_cluster_knows_its_brokers_and_keeps_copies_of_the_queue() -> None:
-    told = lines(broker.beehive_configuration(PLACE, cluster=["rabbit@a", "rabbit@b", "rabbit@c"]))
-    assert told["cluster_formation.classic_config.nodes.3"] == "rabbit@c"
+    told = lines(broker.beehive_configuration(PLACE, cluster=["beehive@a", "beehive@b", "beehive@c"], patience=120))
+    assert told["cluster_formation.classic_config.nodes.3"] == "beehive@c"
+    assert told["cluster_formation.discovery_retry_limit"] == "120"
+    assert told["cluster_partition_handling"] == "pause_minority"
     definitions = json.loads(broker.beehive_definitions("x", queue_type=QueueType.QUORUM))
     assert definitions["queues"][0]["arguments"] == {"x-queue-type": "quorum"}
 

@@ -27,11 +27,19 @@ def test_a_file_of_2020_is_read(tmp_path: Path) -> None:
         vsn="V00A",
         host="000000000000000a.ws-virtual",
         sub_id="0000000000000002",
-        beehive_host="beehive.example",
+        beehive_hosts=("beehive.example",),
         beehive_port=5671,
         registration_port=20022,
         upload_port=20023,
     )
+
+
+def test_a_beehive_on_several_machines_has_several_addresses(tmp_path: Path) -> None:
+    found = settings.read(
+        written(tmp_path, "WAGGLE_NODE_ID=0000000000000001\nWAGGLE_BEEHIVE_HOST=hive1, hive2,hive3\n")
+    )
+    assert found.beehive_hosts == ("hive1", "hive2", "hive3")
+    assert found.beehive_host == "hive1"
 
 
 def test_comments_quotes_and_export_are_read_as_a_shell_does(tmp_path: Path) -> None:

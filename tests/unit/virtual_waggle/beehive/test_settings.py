@@ -81,3 +81,49 @@ def test_a_retention_is_hours_days_or_weeks_or_for_ever(text: str, hours: int | 
 def test_any_other_retention_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="no length of time"):
         settings.retention(text)
+
+
+CLUSTER = (
+    "BEEHIVE_HOST=a",
+    "BEEHIVE_CLUSTER=a,B,c",
+    "BEEHIVE_QUEUE_TYPE=quorum",
+    "BEEHIVE_STORE=postgresql://u@h/d",
+)
+
+
+def test_nodes_register_at_the_first_machine_of_a_cluster_alone(tmp_path: Path) -> None:
+    assert read(tmp_path, "BEEHIVE_HOST=a").is_first
+    found = read(tmp_path, *CLUSTER, "BEEHIVE_MEMBER=a")
+    assert (found.cluster, found.is_first) == (("a", "b", "c"), True)
+    assert not read(tmp_path, *CLUSTER, "BEEHIVE_MEMBER=B").is_first
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b", "expected three machines or more"),
+        ("a,b,b", "expected three machines or more"),
+        ("a,b,::1", "expected names, or addresses of IPv4"),
+        ("a,b,c.example.org", "don't go together"),
+    ],
+)
+def test_machines_that_make_no_cluster_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"beehive.env:2: BEEHIVE_CLUSTER: .*{message}"):
+        read(tmp_path, "BEEHIVE_HOST=a", f"BEEHIVE_CLUSTER={text}")
+
+
+@pytest.mark.parametrize(
+    ("without", "line", "message"),
+    [
+        ("-", "", "BEEHIVE_MEMBER is '', which is none of BEEHIVE_CLUSTER"),
+        ("-", "BEEHIVE_MEMBER=d", "BEEHIVE_MEMBER is 'd', which is none of BEEHIVE_CLUSTER"),
+        ("BEEHIVE_QUEUE_TYPE", "BEEHIVE_MEMBER=a", "BEEHIVE_QUEUE_TYPE is classic"),
+        ("BEEHIVE_STORE", "BEEHIVE_MEMBER=a", "BEEHIVE_STORE is sqlite"),
+    ],
+)
+def test_a_cluster_has_queues_and_a_store_that_outlive_a_machine(
+    tmp_path: Path, without: str, line: str, message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        read(tmp_path, *(one for one in CLUSTER if not one.startswith(without)), line)
+    assert str(error.value).startswith(f"{tmp_path}/beehive.env: {message}")

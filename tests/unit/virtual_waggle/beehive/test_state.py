@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Beehive's state folder: made once, repaired where it is damaged, and otherwise left alone."""
 
+import shutil
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from groundwork.errors import InputError
+from virtual_waggle import certificates
 from virtual_waggle.beehive import state
 from virtual_waggle.beehive.state import State
 from virtual_waggle.broker import Place
@@ -100,3 +103,35 @@ def test_the_brokers_definitions_name_no_node(made: State) -> None:
     (made.nodes / "00000000000000aa.json").write_text("{}")
     state.deploy(made, {}, PLACE, now=NOW)
     assert "node-" not in (made.private / "definitions.json").read_text()
+
+
+CLUSTER = {
+    **HOST,
+    "BEEHIVE_CLUSTER": "hive1,hive2,hive3",
+    "BEEHIVE_QUEUE_TYPE": "quorum",
+    "BEEHIVE_STORE": "postgresql://u@h/d",
+}
+
+
+def test_the_machines_of_a_cluster_have_one_authority_and_one_cookie(tmp_path: Path) -> None:
+    first, second = State(tmp_path / "first"), State(tmp_path / "second")
+    state.deploy(first, {**CLUSTER, "BEEHIVE_MEMBER": "hive1"}, PLACE, now=NOW)
+    with pytest.raises(InputError, match="has no keys of the cluster") as error:
+        state.deploy(second, {**CLUSTER, "BEEHIVE_MEMBER": "hive2"}, PLACE, now=NOW)
+    assert error.value.hint == "copy the folder private of hive1 there first"
+    shutil.copytree(first.private, second.private, dirs_exist_ok=True)
+    changed = state.deploy(second, {}, PLACE, now=NOW)
+    # It waits longer than the first for others; all else is the same.
+    assert [name for name in changed if name.startswith("private/")] == ["private/rabbitmq.conf"]
+    cookies = [one.folder / "rabbitmq/.erlang.cookie" for one in (first, second)]
+    assert cookies[0].read_text() == cookies[1].read_text()
+    assert [path.stat().st_mode & 0o777 for path in cookies] == [0o600, 0o600]
+    assert state.deploy(second, {}, PLACE, now=NOW) == []
+    certificate = certificates.read_certificate(first.private / "server-cert.pem")
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert {"hive1", "hive2", "hive3", "localhost"} <= set(names.get_values_for_type(x509.DNSName))
+
+
+def test_one_machine_has_no_cookie_of_ours(made: State) -> None:
+    assert not (made.private / state.COOKIE).exists()
+    assert not (made.folder / "rabbitmq/.erlang.cookie").exists()
