@@ -34,7 +34,7 @@ lint: setup  ## ruff, mypy, shellcheck, dib-lint, zizmor, check-jsonschema
 	@$(STEP) "workflows' schema" .venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 unit: setup  ## tests without network and subprocesses
-	@$(STEP) "unit tests" $(PYTHON) -m pytest -q tests/unit
+	@$(STEP) "unit tests" $(PYTHON) -m pytest -q -n auto tests/unit
 
 integration: system-packages setup  ## tests with the real diskimage-builder, QEMU, Keystone and Glance
 	@$(STEP) "integration tests" $(PYTHON) -m pytest -v --durations=10 tests/integration tests/contract -m "not long"

@@ -76,7 +76,11 @@ def test_a_list_of_contents_beyond_all_measure_is_refused(tmp_path: Path, monkey
         plugin_images.saved_name(save(tmp_path / "image.tar", [ENTRY]))
 
 
-@pytest.mark.parametrize("data", [b"", b"garbage" * 1000, gzip.compress(b"x" * 10_000), gzip.compress(b"x")[:-4]])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"garbage" * 1000, gzip.compress(b"x" * 10_000), gzip.compress(b"x")[:-4]],
+    ids=["empty", "garbage", "no tar", "cut off"],
+)
 def test_no_archive_at_all(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "image.tar"
     path.write_bytes(data)
