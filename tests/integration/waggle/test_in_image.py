@@ -17,7 +17,7 @@ from image_builder.variant import Arch
 from tests.integration import commands
 from tests.integration.waggle import brokers
 from tests.integration.waggle.beehives import open_folder
-from tests.integration.waggle.test_beehive_commands import BEEHIVE_PORTS, call
+from tests.integration.waggle.by_commands import BEEHIVE_PORTS, call
 
 pytestmark = pytest.mark.long
 
