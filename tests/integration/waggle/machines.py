@@ -14,14 +14,28 @@ from groundwork import process
 
 @dataclass(frozen=True)
 class Machine:
-    """A network namespace with one address; files are those of this machine."""
+    """A network namespace with one address; files are those of this machine.  ``cable`` is a port of ``lan``."""
 
     namespace: str
     address: str
+    lan: str
+    cable: str
 
     def words(self, *command: str | Path) -> list[str | Path]:
         """A command as it is run there."""
         return ["ip", "netns", "exec", self.namespace, *command]
+
+    def cut_off(self) -> None:
+        """Pull its cable: nobody is told."""
+        _ip("-n", self.lan, "link", "set", self.cable, "down")
+
+    def connect(self) -> None:
+        """Plug it in again."""
+        _ip("-n", self.lan, "link", "set", self.cable, "up")
+
+    def listens_at(self, port: int) -> bool:
+        """Whether something there does."""
+        return bool(process.run(self.words("ss", "-Hltn", f"sport = :{port}"), timeout=30).strip())
 
     def kill(self) -> None:
         """End all that runs there as a power cut would."""
@@ -43,21 +57,22 @@ def network(count: int) -> Iterator[list[Machine]]:
     """
     mark = f"wv{os.getpid()}"
     net = f"10.{random.randrange(201, 250)}.{random.randrange(256)}"  # noqa: S311
-    found = [Machine(f"{mark}-{number}", f"{net}.{number}") for number in range(1, count + 1)]
+    lan = f"{mark}-lan"
+    found = [Machine(f"{mark}-{number}", f"{net}.{number}", lan, f"m{number}") for number in range(1, count + 1)]
     with contextlib.ExitStack() as stack:
-        _namespace(stack, f"{mark}-lan")
-        _ip("-n", f"{mark}-lan", "link", "add", "lan", "type", "bridge")
-        _ip("-n", f"{mark}-lan", "link", "set", "lan", "up")
-        _ip("link", "add", mark, "type", "veth", "peer", "name", "host", "netns", f"{mark}-lan")
-        _connected(f"{mark}-lan", "host")
+        _namespace(stack, lan)
+        _ip("-n", lan, "link", "add", "lan", "type", "bridge")
+        _ip("-n", lan, "link", "set", "lan", "up")
+        _ip("link", "add", mark, "type", "veth", "peer", "name", "host", "netns", lan)
+        _connected(lan, "host")
         _ip("address", "add", f"{net}.254/24", "dev", mark)
         _ip("link", "set", mark, "up")
-        for number, machine in enumerate(found, 1):
+        for machine in found:
             _namespace(stack, machine.namespace)
             stack.callback(machine.kill)
-            _ip("-n", f"{mark}-lan", "link", "add", f"m{number}", "type", "veth", "peer", "name", "eth0")
-            _ip("-n", f"{mark}-lan", "link", "set", "eth0", "netns", machine.namespace)
-            _connected(f"{mark}-lan", f"m{number}")
+            _ip("-n", lan, "link", "add", machine.cable, "type", "veth", "peer", "name", "eth0")
+            _ip("-n", lan, "link", "set", "eth0", "netns", machine.namespace)
+            _connected(lan, machine.cable)
             _ip("-n", machine.namespace, "address", "add", f"{machine.address}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 _ip("-n", machine.namespace, "link", "set", device, "up")

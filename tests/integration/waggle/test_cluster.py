@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ pytestmark = [
 
 NODE = "00000000000000c1"
 COUNT = 6000  # measurements
-BEGIN = 1_700_000_000_000_000_000  # ns
+BEGIN, LATER = 1_700_000_000_000_000_000, 1_800_000_000_000_000_000  # ns; of one test's measurements, of another's
 ENOUGH = 240.0  # seconds, on a busy machine
 
 
@@ -71,10 +71,11 @@ class Member:
         log = self.folder / "native/logs/rabbitmq.log"
         return log.read_text()[-4000:] if log.exists() else ""
 
-    def stored(self) -> pandas.DataFrame:
-        """All measurements, as a reader gets them from this machine's data API."""
+    def stored(self, begin: int) -> pandas.DataFrame:
+        """A test's measurements, as a reader gets them from this machine's data API."""
         endpoint = f"http://{self.machine.address}:8080/api/v1/query"
-        found = sage_data_client.query(start="2023-01-01", end="2024-01-01", filter={"name": "n*"}, endpoint=endpoint)
+        start, end = (pandas.Timestamp(begin + hours * 3_600_000_000_000, tz="UTC").isoformat() for hours in (0, 1))
+        found = sage_data_client.query(start=start, end=end, filter={"name": "n*"}, endpoint=endpoint)
         return found.sort_values(["timestamp", "name"]).reset_index(drop=True) if len(found) else found
 
 
@@ -113,8 +114,7 @@ def node(cluster: list[Member], tmp_path: Path) -> Iterator[Broker]:
     private = tmp_path / "registered"
     first.call("register", NODE, "--out", private)
     registering.register(private, NODE, registering.Beehive(first.machine.address), deadline=ENOUGH)
-    leader = first.call("status")["cluster"]["leader"]
-    hosts = tuple(member.machine.address for member in sorted(cluster, key=lambda one: one.broker != leader))
+    hosts = tuple(member.machine.address for member in leader_first(cluster))
     with brokers.node_broker(tmp_path / "node", beehive=ToBeehive(NODE, hosts), tls=private) as running:
         for _ in process.poll_until(ENOUGH, 0.5):
             if broker_client.shovel_state(running.management) == "running":
@@ -122,31 +122,44 @@ def node(cluster: list[Member], tmp_path: Path) -> Iterator[Broker]:
         yield running
 
 
-def send(node: Broker, numbers: range) -> None:
+def leader_first(cluster: list[Member]) -> list[Member]:
+    """The machines, the one with the queue's leader before the others."""
+    leader = cluster[0].call("status")["cluster"]["leader"]
+    return sorted(cluster, key=lambda member: member.broker != leader)
+
+
+def send(node: Broker, numbers: range, begin: int = BEGIN) -> None:
     """Give measurements to the node's broker, as its sharing service does; when it returns the broker has them."""
     parameters = broker_client.by_password(node.address, "sharing", node.passwords["sharing"])
     with broker_client.connect(parameters, deadline=60) as connection:
         channel = connection.channel()
         channel.tx_select()
         for number in numbers:
-            body = message.encode(Measurement(f"n{number % 7}", BEGIN + number, number, {"node": NODE, "vsn": "V0C1"}))
+            body = message.encode(Measurement(f"n{number % 7}", begin + number, number, {"node": NODE, "vsn": "V0C1"}))
             channel.basic_publish(broker.SHARED_ALL, "n", body, pika.BasicProperties(delivery_mode=2))
         channel.tx_commit()
 
 
-def until_stored(member: Member, count: int) -> pandas.DataFrame:
+def until(promise: Callable[[], bool]) -> None:
+    for _ in process.poll_until(ENOUGH, 1.0):
+        if promise():
+            return
+    raise AssertionError(f"did not come true within {ENOUGH:g} s")
+
+
+def until_stored(member: Member, count: int, begin: int = BEGIN) -> pandas.DataFrame:
     """What a machine's data API gives, once that is so much."""
     found = pandas.DataFrame()
     for _ in process.poll_until(ENOUGH, 1.0):
-        found = member.stored()
+        found = member.stored(begin)
         if len(found) >= count:
             return found
     raise AssertionError(f"only {len(found)} of {count} measurements came; {member.said()}")
 
 
-def assert_each_once(found: pandas.DataFrame, count: int) -> None:
+def assert_each_once(found: pandas.DataFrame, count: int, begin: int = BEGIN) -> None:
     assert list(found["value"]) == list(range(count))
-    assert list(found["timestamp"].astype("int64")) == [BEGIN + number for number in range(count)]
+    assert list(found["timestamp"].astype("int64")) == [begin + number for number in range(count)]
     assert list(found["name"]) == [f"n{number % 7}" for number in range(count)]
 
 
@@ -166,9 +179,7 @@ def test_a_machine_that_dies_takes_no_confirmed_measurement_with_it_and_doubles_
 ) -> None:
     send(node, range(COUNT // 2))
     until_stored(cluster[0], 1)
-    leader = cluster[0].call("status")["cluster"]["leader"]
-    (dying,) = (member for member in cluster if member.broker == leader)
-    left = [member for member in cluster if member is not dying]
+    dying, *left = leader_first(cluster)
     os.kill(dying.loader, signal.SIGSTOP)  # it takes a third of what comes, and has not written it when it dies
     send(node, range(COUNT // 2, COUNT * 3 // 4))
     assert len(until_stored(left[0], COUNT * 5 // 8)) < COUNT * 3 // 4
@@ -187,3 +198,23 @@ def test_a_machine_that_dies_takes_no_confirmed_measurement_with_it_and_doubles_
     assert len(dying.call("status")["cluster"]["online"]) == 3
     send(node, range(COUNT, COUNT + 500))
     assert_each_once(until_stored(dying, COUNT + 500), COUNT + 500)
+
+
+def test_a_machine_that_is_cut_off_waits_and_comes_back_while_the_others_go_on(
+    cluster: list[Member], node: Broker
+) -> None:
+    send(node, range(COUNT // 2), LATER)
+    until_stored(cluster[0], 1, LATER)
+    lonely, *left = leader_first(cluster)
+    lonely.machine.cut_off()
+    send(node, range(COUNT // 2, COUNT), LATER)
+    answers = [until_stored(member, COUNT, LATER) for member in left]
+    assert_each_once(answers[0], COUNT, LATER)
+    pandas.testing.assert_frame_equal(answers[0], answers[1])
+    # It takes no messages, for it can't know whether the others do.
+    until(lambda: not lonely.machine.listens_at(5671))
+    lonely.machine.connect()
+    until(lambda: lonely.machine.listens_at(5671))
+    until(lambda: len(lonely.call("status", check=None).get("cluster", {"online": ()})["online"]) == 3)
+    send(node, range(COUNT, COUNT + 500), LATER)
+    assert_each_once(until_stored(lonely, COUNT + 500, LATER), COUNT + 500, LATER)

@@ -11,11 +11,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from groundwork.errors import InputError
 from virtual_waggle import compose, healthy, kubernetes, native
 from virtual_waggle.beehive import deployment as of_beehive
 from virtual_waggle.beehive import settings as beehive_settings
 from virtual_waggle.beehive import state as beehive_state
 from virtual_waggle.beehive.state import State
+from virtual_waggle.broker import Place
 from virtual_waggle.compose_model import MountKind, Stack
 from virtual_waggle.containers import definition
 from virtual_waggle.forms import Deployment
@@ -174,6 +176,39 @@ def test_a_beehive_tells_its_services_its_settings(tmp_path: Path) -> None:
     assert stack.services["rabbitmq"].ports[0].published == 5771
     assert stack.services["rabbitmq"].ports[0].target == 5671
     assert not [secret for secret in stack.secrets.values() if secret.missing]
+
+
+@pytest.mark.parametrize(
+    ("member", "address", "interface"),
+    [("hive1", "0.0.0.0", "0,0,0,0"), ("hive2", "192.0.2.7", "192,0,2,7")],  # noqa: S104
+)
+def test_a_clusters_machine_has_a_broker_that_others_reach_and_goes_to_theirs(
+    tmp_path: Path, member: str, address: str, interface: str
+) -> None:
+    state = State(tmp_path / "state")
+    given = {
+        "BEEHIVE_HOST": "hive1,hive2,hive3",
+        "BEEHIVE_CLUSTER": "hive1,hive2,hive3",
+        "BEEHIVE_MEMBER": "hive1",
+        "BEEHIVE_QUEUE_TYPE": "quorum",
+        "BEEHIVE_STORE": "postgresql://beehive@db/beehive",
+        "BEEHIVE_ADDRESS": address,
+    }
+    beehive_state.deploy(state, given, Place("", "", ""), now=NOW)
+    beehive_state.deploy(state, {"BEEHIVE_MEMBER": member}, Place("", "", ""), now=NOW)
+    made = of_beehive.deployment(state, native=True, environment={})
+    stack = compose.load(made.compose_file, made.variables)
+    broker = stack.services["rabbitmq"].environment
+    assert broker["RABBITMQ_NODENAME"] == f"beehive@{member}"
+    assert f"inet_dist_use_interface {{{interface}}}" in str(broker["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"])
+    assert broker["ERL_EPMD_ADDRESS"] == ("" if address == "0.0.0.0" else address)  # noqa: S104
+    others = [f"{host}:5671" for host in ("hive1", "hive2", "hive3") if host != member]
+    for name in ("loader", "api"):
+        assert stack.services[name].environment["WAGGLE_BROKER"] == ",".join(["localhost:5671", *others])
+    names = {service.name for service in compose.selected(stack, made.profiles)}
+    assert names == {"rabbitmq", "loader", "api"} | ({"registration", "upload-server"} if member == "hive1" else set())
+    with pytest.raises(InputError, match="BEEHIVE_CLUSTER: a cluster's services run without containers"):
+        of_beehive.place(state, beehive_settings.read(state.settings_file), native=False, environment={})
 
 
 @pytest.mark.parametrize("make", [node, beehive])
