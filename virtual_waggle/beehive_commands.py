@@ -59,6 +59,9 @@ def add(commands: "_SubParsersAction[ArgumentParser]") -> None:
     made.add_argument("file", metavar="FILE", type=Path)
     made.add_argument("--force", action="store_true", help="where one stands already: what was there is kept beside")
 
+    made = command("forget", forget, "take a machine that is lost for good out of a cluster; run on another one")
+    made.add_argument("machine", metavar="MACHINE", help="its name in BEEHIVE_CLUSTER")
+
     made = command("logs", logs, "what the services said")
     made.add_argument("service", nargs="*", metavar="SERVICE")
     made.add_argument("--follow", "-f", action="store_true", help="go on with what they say from now on")
@@ -307,6 +310,17 @@ def _at_first(state: "State") -> "State":
     if not known.is_first:
         raise InputError(f"nodes register at {known.cluster[0]}, not at {known.member}", hint="run it there")
     return state
+
+
+def forget(given: Namespace) -> int:
+    """A lost machine's broker, out of the cluster."""
+    from groundwork import console
+    from virtual_waggle.beehive import deployment
+
+    deployment.forget_machine(_state(given), given.machine)
+    console.result_json({"forgotten": given.machine})
+    console.result(f"the brokers have forgotten {given.machine}; a new machine can join under this name")
+    return 0
 
 
 def _state(given: Namespace) -> "State":

@@ -14,7 +14,7 @@ from groundwork.errors import SageError
 from virtual_waggle import broker, broker_client
 from virtual_waggle.broker_client import BrokerError, Management
 
-_PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-queues")
+_PROGRAMS = Path("/usr/lib/rabbitmq/bin")
 _GROWN = 180.0  # seconds
 _COMMAND = 60.0  # seconds
 
@@ -69,15 +69,15 @@ def join(management: Management, own: str, environment: Mapping[str, str], *, fi
             return found
         if own not in found.copies:
             # Two that join at the same moment are refused one after the other: it is tried again.
-            words: list[str | Path] = [
-                _PROGRAM,
-                "-n",
-                own,
-                "grow",
-                own,
-                "all",
-                "--queue-pattern",
-                f"^{broker.TO_LOADER}$",
-            ]
-            process.run(words, env=environment, timeout=_COMMAND, check=False)
+            words = ("-n", own, "grow", own, "all", "--queue-pattern", f"^{broker.TO_LOADER}$")
+            process.run([_PROGRAMS / "rabbitmq-queues", *words], env=environment, timeout=_COMMAND, check=False)
     raise AssertionError("attempts ends by an error")
+
+
+def forget(own: str, lost: str, environment: Mapping[str, str]) -> None:
+    """Take a broker that is down for good out of the cluster, and its copies of queues, by this machine's broker.
+
+    Raises process.ProcessError where that runs or is none of the cluster.
+    """
+    words = ("-n", own, "forget_cluster_node", lost)
+    process.run([_PROGRAMS / "rabbitmqctl", *words], env=environment, timeout=_COMMAND)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from groundwork import files
-from groundwork.errors import InputError
+from groundwork.errors import InputError, unknown
 from virtual_waggle import env_file, state_folder
 from virtual_waggle.beehive import settings
 from virtual_waggle.beehive.settings import Settings
@@ -86,16 +86,35 @@ def join_cluster(state: State, environment: Mapping[str, str] = os.environ) -> "
     from virtual_waggle.beehive import cluster
 
     known = settings.read(state.settings_file)
-    local = _local(state, environment)
-    variables = {
+    own = name_in_cluster(known.member)
+    variables = _of_commands(state, known, environment)
+    return cluster.join(management(state, environment), own, variables, first=known.is_first)
+
+
+def forget_machine(state: State, machine: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Take a lost machine's broker out of the cluster: a new machine can join under its name then.
+
+    Raises InputError for what is no other machine of the cluster, SageError where its broker runs.
+    """
+    from virtual_waggle.beehive import cluster
+
+    known = settings.read(state.settings_file)
+    others = [one for one in known.cluster if one != known.member]
+    if machine not in others:
+        raise unknown("other machine of the cluster", machine, others)
+    variables = _of_commands(state, known, environment)
+    cluster.forget(name_in_cluster(known.member), name_in_cluster(machine), variables)
+
+
+def _of_commands(state: State, known: Settings, environment: Mapping[str, str]) -> dict[str, str]:
+    """What RabbitMQ's commands need to reach this machine's broker."""
+    return {
         "HOME": str(state.folder / "rabbitmq"),  # where the cookie lies
-        "ERL_EPMD_PORT": local["BEEHIVE_EPMD_PORT"],
+        "ERL_EPMD_PORT": _local(state, environment)["BEEHIVE_EPMD_PORT"],
         "RABBITMQ_CONF_ENV_FILE": "/dev/null",
         "RABBITMQ_USE_LONGNAME": _long_names(known),
         "LANG": "C.UTF-8",
     }
-    own = name_in_cluster(known.member)
-    return cluster.join(management(state, environment), own, variables, first=known.is_first)
 
 
 def _long_names(known: Settings) -> str:

@@ -218,3 +218,18 @@ def test_a_machine_that_is_cut_off_waits_and_comes_back_while_the_others_go_on(
     until(lambda: len(lonely.call("status", check=None).get("cluster", {"online": ()})["online"]) == 3)
     send(node, range(COUNT, COUNT + 500), LATER)
     assert_each_once(until_stored(lonely, COUNT + 500, LATER), COUNT + 500, LATER)
+
+
+def test_a_machine_that_lost_its_brokers_data_is_forgotten_and_joins_anew(cluster: list[Member]) -> None:
+    first, second, lost = cluster
+    first.call("forget", lost.machine.address, check=1)  # not while it runs
+    lost.machine.kill()
+    shutil.rmtree(lost.folder / "rabbitmq")
+    first.call("forget", "nowhere", check=2)
+    until(lambda: lost.broker not in first.call("status", check=1)["cluster"]["running"])
+    first.call("forget", lost.machine.address)
+    left = sorted([first.broker, second.broker])
+    until(lambda: second.call("status", check=None)["cluster"]["known"] == left)
+    lost.call("up", "--native")
+    told = lost.call("status")["cluster"]
+    assert told["known"] == told["online"] == sorted(member.broker for member in cluster)
