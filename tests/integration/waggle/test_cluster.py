@@ -178,7 +178,7 @@ def test_a_machine_that_dies_takes_no_confirmed_measurement_with_it_and_doubles_
     cluster: list[Member], node: Broker
 ) -> None:
     send(node, range(COUNT // 2))
-    until_stored(cluster[0], 1)
+    until_stored(cluster[0], COUNT // 2)
     dying, *left = leader_first(cluster)
     os.kill(dying.loader, signal.SIGSTOP)  # it takes a third of what comes, and has not written it when it dies
     send(node, range(COUNT // 2, COUNT * 3 // 4))
