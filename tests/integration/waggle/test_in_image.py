@@ -47,7 +47,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
         connection: Any = guest.login("cc", UP)
 
         def run(command: str) -> str:
-            line = f"timeout {LONGEST} bash -euo pipefail -c {shlex.quote(command)}"
+            line = f"timeout {LONGEST} bash -eo pipefail -c {shlex.quote(command)}"
             ran = connection.run(line, hide=True, warn=True, in_stream=False)
             assert ran.exited == 0, f"{command}\n{ran.stdout}{ran.stderr}"
             return str(ran.stdout).strip()
