@@ -56,7 +56,7 @@ def together(feed: Feed, sites: int) -> list[bytes]:
 
 def test_the_file_is_read_once_for_all_sites() -> None:
     disk = Disk()
-    assert together(feed_of(disk), 5) == [DATA] * 5
+    assert together(feed_of(disk), 3) == [DATA] * 3
     assert disk.opened == 1
     assert disk.read == list(range(0, len(DATA), BLOCK))
 

@@ -72,7 +72,6 @@ PLAIN = some.text(some.characters(exclude_categories=["Cs"], exclude_characters=
 SETTINGS = some.dictionaries(NAMES, some.text(max_size=5), max_size=4)
 
 
-@pytest.mark.slow  # in a fresh clone hypothesis makes its table of Unicode here
 @given(some.text(max_size=20))
 def test_a_text_with_its_dollars_doubled_comes_back(text: str) -> None:
     assert fill_in(text.replace("$", "$$"), {}) == text

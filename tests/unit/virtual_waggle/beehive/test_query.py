@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 
 from virtual_waggle.beehive import query as queries
@@ -150,8 +150,6 @@ SCALARS = some.one_of(some.none(), some.booleans(), some.integers(), some.floats
 ANY_JSON = some.one_of(SCALARS, some.lists(SCALARS, max_size=2), some.dictionaries(some.text(max_size=3), SCALARS))
 
 
-@pytest.mark.slow
-@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(some.dictionaries(some.sampled_from([*queries._FIELDS, "other"]), ANY_JSON | some.just("-1h"), max_size=8))
 def test_any_object_is_a_query_or_refused(fields: dict[str, Any]) -> None:
     try:
