@@ -24,8 +24,9 @@ from rich.table import Table
 _HEARTBEAT = 15.0  # seconds between signs of life of a long stage, where there is no terminal
 _MEBIBYTE = 1 << 20
 
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
-_out = Console(highlight=False, soft_wrap=True)
+# What is told is somebody's text: ":key:" is no picture in it, nor "[/opt]" a colour.
+_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+_out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 _json = False
 _quiet = False
 _copy: IO[str] | None = None
@@ -116,14 +117,19 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str 
         grid.add_row(*row)
     if _copy is not None:
         plain = StringIO()
-        Console(file=plain, width=10_000, highlight=False).print(grid)
+        _unbounded(plain).print(grid)
         _write_copy(plain.getvalue())
     if _json:
         return
     if _out.is_terminal:
-        _out.print(grid, markup=False)
+        _out.print(grid)
     else:
-        Console(file=sys.stdout, width=10_000, highlight=False).print(grid)
+        _unbounded(sys.stdout).print(grid)
+
+
+def _unbounded(stream: IO[str]) -> Console:
+    """For a table that is not cut to a width."""
+    return Console(file=stream, width=10_000, highlight=False, markup=False, emoji=False)
 
 
 class Stage:
