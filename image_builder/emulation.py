@@ -38,7 +38,8 @@ PROGRAMS = ("gcc", "mmdebstrap")
 _LAUNCHER = Path(__file__).with_name("native-launcher.c")
 _FORM = 1  # of what prepare() makes; a new number makes it anew
 _DEADLINE = 1800.0
-_NAME = "sage-aarch64"  # the handler's
+_OURS = "sage-"  # how the names of our handlers begin
+_NAME = f"{_OURS}aarch64"  # that of a namespace's own register
 _EMULATOR = "qemu-aarch64-static"
 _TRIPLET = "x86_64-linux-gnu"
 _LOADER = "ld-linux-x86-64.so.2"
@@ -207,12 +208,17 @@ def _has_own_register(release: str | None = None) -> bool:
 
 
 def _standing_handler() -> str | None:
-    """The name of a handler on this host for AArch64 that works in a chroot too (flag F), if there is one."""
+    """The name of a handler on this host for AArch64 that works in a chroot too (flag F), if there is one.
+
+    None of ours counts: another build's is gone when that ends.
+    """
     try:
         entries = [path for path in REGISTER.iterdir() if path.name not in ("register", "status")]
     except OSError:
         return None
     for entry in entries:
+        if entry.name.startswith(_OURS):
+            continue
         text = entry.read_text()
         if "7f454c46" in text and "b700" in text and re.search(r"^flags: \w*F", text, re.MULTILINE):
             return entry.name
@@ -230,10 +236,10 @@ def _register(name: str, launcher: Path) -> None:
 def _stand_guard(launcher: Path) -> None:
     """Register the launcher for the host until standard input ends."""
     process.run(["mount", "-t", "binfmt_misc", "binfmt_misc", REGISTER], timeout=30)
-    for left in REGISTER.glob("sage-*"):  # a guardian's that was killed too
+    for left in REGISTER.glob(f"{_OURS}*"):  # a guardian's that was killed too
         if not Path("/proc", left.name.rpartition("-")[2]).exists():
             left.write_text("-1")
-    name = f"sage-arm64-{os.getpid()}"
+    name = f"{_OURS}arm64-{os.getpid()}"
     _register(name, launcher)
     try:
         sys.stdout.write("registered\n")

@@ -87,6 +87,15 @@ def test_a_handler_counts_only_if_it_works_in_a_chroot(
     assert emulation._standing_handler() == found
 
 
+def test_another_build_s_handler_is_not_relied_upon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # It goes when that build ends, or stays behind one that was killed.
+    monkeypatch.setattr(emulation, "REGISTER", tmp_path)
+    (tmp_path / "sage-arm64-4711").write_text(HANDLER.format(flags="PF"))
+    assert emulation._standing_handler() is None
+    (tmp_path / "qemu-aarch64").write_text(HANDLER.format(flags="POCF"))
+    assert emulation._standing_handler() == "qemu-aarch64"
+
+
 def test_a_new_kernel_needs_no_registration_on_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(platform, "release", lambda: "6.8.0-60-generic")
     monkeypatch.setattr(process, "start", lambda *args, **kwargs: pytest.fail("a process was started"))
