@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where an uploaded file lies: ``<uploads>/node-<id>/<job>/<task>/<timestamp>-<SHA-1>/`` with ``data`` and ``meta``.
 
-That is what a node's uploader brings; ``meta`` is pywaggle's (its Uploader), and ``labels.filename`` in it the file's
-name.  Nodes write there, so nothing of it is taken for granted: no link is followed, nothing large is read.
+That is what a node's uploader brings, job and task as ``upload.folder_name`` has them; ``meta`` is pywaggle's (its
+Uploader), and ``labels.filename`` in it the file's name.  Nodes write there, so nothing of it is taken for granted: no
+link is followed, nothing large is read.
 """
 
 import json
@@ -10,6 +11,8 @@ import os
 import re
 import stat
 from pathlib import Path
+
+from virtual_waggle.upload import folder_name
 
 _LARGEST_META = 1 << 16  # bytes
 _NODE = re.compile(r"[0-9a-f]{16}", re.ASCII)
@@ -22,10 +25,10 @@ def find(top: Path, job: str, task: str, node: str, name: str) -> int | None:
     ``name`` is ``<timestamp>-<file name>``.
     """
     match = _TIMED.fullmatch(name)
-    if match is None or not _NODE.fullmatch(node) or not (_is_name(job) and _is_name(task)):
+    if match is None or not _NODE.fullmatch(node):
         return None
     timestamp, filename = match.groups()
-    folder = _enter(top, f"node-{node}", job, task)
+    folder = _enter(top, f"node-{node}", folder_name(job), folder_name(task))
     if folder is None:
         return None
     try:
@@ -84,7 +87,3 @@ def _open(name: str, folder: int, flags: int = 0) -> int | None:
         os.close(found)
         return None
     return found
-
-
-def _is_name(text: str) -> bool:
-    return text not in ("", ".", "..") and "/" not in text and "\0" not in text

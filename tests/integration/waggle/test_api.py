@@ -19,9 +19,10 @@ import pytest
 from groundwork import files, process
 from tests.integration.waggle import beehive, postgres
 from tests.integration.waggle.beehive import Hive, Service
-from virtual_waggle import broker, message
+from virtual_waggle import broker, message, upload
 from virtual_waggle.beehive.store import Store, open_store
 from virtual_waggle.message import Measurement
+from virtual_waggle.upload import Upload
 
 NODE = "0000000000000001"
 META = {"node": NODE, "vsn": "V001", "job": "my job", "task": "sampler"}
@@ -255,11 +256,15 @@ def test_an_answer_that_fails_half_way_is_not_taken_for_a_whole_one(tmp_path: Pa
 SHA = "a" * 40
 
 
-def put_upload(folder: Path, name: str = "sample ä.jpg", data: bytes = b"picture", sha: str = SHA) -> Path:
-    upload = files.make_folder(folder / f"uploads/node-{NODE}/my job/sampler/{BEGIN}-{sha}")
-    (upload / "data").write_bytes(data)
-    (upload / "meta").write_text(json.dumps({"timestamp": BEGIN, "shasum": sha, "labels": {"filename": name}}))
-    return upload
+def put_upload(
+    folder: Path, name: str = "sample ä.jpg", data: bytes = b"picture", sha: str = SHA, job: str = "my job"
+) -> Path:
+    """A file where the upload server has put it."""
+    told = Upload(BEGIN, sha, name, {"filename": name}, NODE, job, "sampler", "plugin")
+    place = files.make_folder(folder / f"uploads/node-{NODE}" / told.place)
+    (place / "data").write_bytes(data)
+    (place / "meta").write_bytes(upload.encode(told))
+    return place
 
 
 def test_an_uploads_value_is_a_link_to_its_file(api: Service, store: Store, folder: Path) -> None:
@@ -285,6 +290,30 @@ def test_an_uploads_value_is_a_link_to_its_file(api: Service, store: Store, fold
         assert "sandbox" in answer.headers["Content-Security-Policy"]
 
 
+@pytest.mark.parametrize(
+    "job",
+    [
+        "Birds of/Chicago",
+        "birds%2Fof%20Chicago%",
+        "Vögel über Чикаго 鳥",
+        ".hidden",
+        "-v?a=b#c&d;e+f\\g",
+        "鳥" * 256,
+        "one\ntwo",
+    ],
+    ids=lambda job: ascii(job[:20]),
+)
+def test_a_link_leads_to_its_file_whatever_the_job_is_called(
+    api: Service, store: Store, folder: Path, job: str
+) -> None:
+    put_upload(folder, "a %2F?ä.bin", job.encode(), job=job)
+    meta = {**META, "job": job, "filename": "a %2F?ä.bin"}
+    store.write([Measurement("upload", BEGIN, f"{BEGIN}-{SHA}", meta)])
+    (row,) = [one for one in rows(api, filter={"name": "upload"}) if one["meta"].get("job") == job]
+    with urllib.request.urlopen(row["value"]) as answer:  # noqa: S310
+        assert answer.read() == job.encode()
+
+
 def test_links_begin_with_the_address_that_was_set(folder: Path, store: Store) -> None:
     store.write([Measurement("upload", BEGIN, f"{BEGIN}-{SHA}", {**META, "filename": "x"})])
     with beehive.api(folder, BEEHIVE_API_URL="https://beehive.example.org/") as api:
@@ -298,7 +327,7 @@ def test_no_other_file_is_given(api: Service, folder: Path) -> None:
     outside = files.make_folder(folder / "outside")
     (outside / "data").write_text("secret")
     (outside / "meta").write_text(json.dumps({"labels": {"filename": "linked"}}))
-    task = folder / f"uploads/node-{NODE}/my job/sampler"
+    task = folder / f"uploads/node-{NODE}/my%20job/sampler"
     (task / f"5-{SHA}").symlink_to(outside)
     by_link = put_upload(folder, "data-link", b"", "c" * 40)
     (by_link / "data").unlink()
@@ -315,6 +344,7 @@ def test_no_other_file_is_given(api: Service, folder: Path) -> None:
         ("my job", "sampler", NODE, "x-sample"),
         ("my job", "sampler", "0000000000000002", good[3]),
         ("my job", "..", NODE, good[3]),
+        ("my%20job", "sampler", NODE, good[3]),
         ("..", "my job/sampler", NODE, good[3]),
         ("my job/sampler", ".", NODE, good[3]),
         ("my job", "sampler", f"{NODE}/../node-{NODE}", good[3]),
