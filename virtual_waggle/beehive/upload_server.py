@@ -196,12 +196,32 @@ async def _serve(uploads: Uploads, at_work: set[Path], user: str, words: str, se
     staging = uploads.folder / INCOMING / user / command.job / command.task / command.name
     with _alone(staging, at_work):
         files.make_folder(staging)
+        _refuse_too_large(uploads, command, staging)
         status = await _receive(uploads, command, staging, session)
+        _refuse_too_large(uploads, command, staging)
         if status != 0:
             raise Refusal(TRY_LATER, f"rsync ended with {status}")
         place = await asyncio.to_thread(keep, uploads, node_id, command, staging)
     logger.info("%s: %s", user, place.relative_to(uploads.folder))
     return 0
+
+
+def _refuse_too_large(uploads: Uploads, command: Command, staging: Path) -> None:
+    """Raises Refusal for an upload that was cut off at the limit, now or before.
+
+    Its bytes go, its size stays as a mark: the node's rsync may leave before it has read why, and come again.
+    """
+    data = staging / upload.DATA
+    try:
+        status = data.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISREG(status.st_mode) and status.st_size > uploads.largest:
+        if status.st_blocks:
+            os.truncate(data, 0)
+            os.truncate(data, status.st_size)
+            os.utime(data, (0, 0))  # or rsync takes it for the file itself
+        raise Refusal(WRONG_INPUT, f"{command.name}: larger than {uploads.largest} bytes")
 
 
 @contextlib.contextmanager
@@ -219,7 +239,8 @@ async def _receive(uploads: Uploads, command: Command, staging: Path, session: P
     """Let rsync write into ``staging``; its exit status."""
     child = process.start(
         [
-            *("prlimit", f"--fsize={uploads.largest}", "--core=0", "--"),
+            # a byte more than is taken, by which one that is too large is known
+            *("prlimit", f"--fsize={uploads.largest + 1}", "--core=0", "--"),
             *("rsync", "--server", command.short_options, f"--timeout={_STALLED}", "--inplace", ".", "."),
         ],
         stdin=subprocess.PIPE,

@@ -466,12 +466,52 @@ def test_other_bytes_than_the_name_says_are_refused_and_not_kept(hive: Beehive, 
     assert not (hive.state.uploads / INCOMING / f"node-{NODE}" / to).exists()
 
 
-def test_a_file_over_the_limit_is_refused(hive: Beehive, tmp_path: Path) -> None:
+def test_a_file_over_the_limit_is_refused_and_one_of_just_its_size_is_kept(hive: Beehive, tmp_path: Path) -> None:
     private = certified(hive, "large")
-    to, data, meta = made_upload(tmp_path, bytes(LARGEST + 1))
-    done = rsync(hive, private, to, "--times", "--inplace", data, meta)
-    assert done.returncode != 0
-    assert not (hive.state.uploads / f"node-{NODE}" / to).exists()
+    for more in (1, 5_000_000):
+        to, data, meta = made_upload(tmp_path, bytes(LARGEST + more))
+        done = rsync(hive, private, to, "--times", "--inplace", data, meta)
+        assert done.returncode != 0
+        assert not (hive.state.uploads / f"node-{NODE}" / to).exists()
+        # who comes again is told why before anything is sent, and no disk is held for it
+        done = rsync(hive, private, to, "--times", "--inplace", data, meta)
+        assert f"refused: {to.split('/')[2]}: larger than {LARGEST} bytes" in done.stderr
+        assert (hive.state.uploads / INCOMING / f"node-{NODE}" / to / "data").stat().st_blocks == 0
+    to, data, meta = made_upload(tmp_path, bytes(LARGEST))
+    assert rsync(hive, private, to, "--times", "--inplace", data, meta).returncode == 0
+    assert (hive.state.uploads / f"node-{NODE}" / to / "data").stat().st_size == LARGEST
+
+
+def test_a_file_that_was_too_large_is_taken_when_the_limit_was_raised(hive: Beehive, tmp_path: Path) -> None:
+    private = certified(hive, "raised")
+    content = random.Random(8).randbytes(LARGEST + 1)  # noqa: S311
+    to, data, meta = made_upload(tmp_path, content)
+    assert rsync(hive, private, to, "--times", "--inplace", data, meta).returncode != 0
+    hive.stop("upload_server")
+    hive.start_uploads(BEEHIVE_UPLOAD_LARGEST="16m", BEEHIVE_UPLOAD_FREE="1m")
+    try:
+        assert rsync(hive, private, to, "--times", "--inplace", data, meta).returncode == 0
+    finally:
+        hive.stop("upload_server")
+        hive.start_uploads(BEEHIVE_UPLOAD_LARGEST=str(LARGEST), BEEHIVE_UPLOAD_FREE="1m")
+    assert (hive.state.uploads / f"node-{NODE}" / to / "data").read_bytes() == content
+
+
+def test_a_file_over_the_limit_does_not_keep_others_from_the_beehive(hive: Beehive) -> None:
+    given = settings(hive, "too-large")
+    large = [left(given, random.Random(7).randbytes(LARGEST + more)) for more in (1, 3_000_000)]  # noqa: S311
+    good = left(given, b"good")
+    service = running(given)
+    try:
+        eventually(lambda: not (given.uploads / APP / good).exists())
+        time.sleep(3)  # several looks at what waits
+    finally:
+        process.stop(service)
+    assert (place(hive, good) / "data").read_bytes() == b"good"
+    log = (given.uploads.parent / "log").read_text()
+    for name in large:  # told of once, with the reason; here they stay
+        assert (given.uploads / APP / name / "data").exists()
+        assert log.count(f"{name}: larger than {LARGEST} bytes") == 1
 
 
 def test_a_full_disk_makes_nodes_wait(hive: Beehive) -> None:
