@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """CUDA: NVIDIA's container toolkit is taken from an archive with one key; the whole image is built and booted."""
 
-import hashlib
-import http.server
 import json
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,65 +15,17 @@ from image_builder.cli import project_folder
 from image_builder.recipe import Recipe
 from image_builder.variant import Arch
 from image_builder.wanted import wanted
-from tests.integration import commands, tiny_archive
-from tests.integration.tiny_archive import Key, stanza
+from tests.integration import commands, tiny_archive, toolkit_archive
+from tests.integration.toolkit_archive import PACKAGE, Foreign
 from tests.package_names import CUDA_ASKED_FOR
 
 ELEMENT = project_folder("elements") / "cuda"
-PACKAGE = "nvidia-container-toolkit"
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """An archive laid out as NVIDIA's: no suites, one armoured key beside it."""
-
-    top: Path
-    key: Key
-    url: str
-
-    def setting(self, digest: str = "") -> str:
-        digest = digest or hashlib.sha256((self.top / "gpgkey").read_bytes()).hexdigest()
-        return f"{self.url}/deb {self.url}/gpgkey sha256:{digest}"
-
-    def publish(self, key: Key) -> None:
-        folder = self.top / "deb"
-        control = {"Package": PACKAGE, "Version": "1.0", "Architecture": "amd64",
-                   "Maintainer": "nobody <nobody@example.org>", "Description": "a stand-in"}  # fmt: skip
-        tree = self.top / "tree"
-        (tree / "DEBIAN").mkdir(parents=True, exist_ok=True)
-        (tree / "DEBIAN/control").write_text(stanza(control))
-        folder.mkdir(exist_ok=True)
-        deb = folder / f"{PACKAGE}.deb"
-        subprocess.run(["dpkg-deb", "--root-owner-group", "--build", tree, deb], check=True, capture_output=True)
-        content = deb.read_bytes()
-        file = {"Filename": f"./{deb.name}", "Size": str(len(content)), "SHA256": hashlib.sha256(content).hexdigest()}
-        index = stanza({**control, **file}).encode()
-        (folder / "Packages").write_bytes(index)
-        sums = f"SHA256:\n {hashlib.sha256(index).hexdigest()} {len(index)} Packages\n"
-        release = {"Origin": "a stand-in", "Date": "Sat, 01 Nov 2025 00:00:00 UTC"}
-        (folder / "Release").write_text(stanza(release) + sums)
-        key.sign(folder / "Release", folder / "InRelease")
 
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Iterator[Foreign]:
-    top = tmp_path / "foreign"
-    top.mkdir()
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(top))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        made = Foreign(top, tiny_archive.new_key(tmp_path, "foreign"), f"http://127.0.0.1:{server.server_address[1]}")
-        armoured = subprocess.run(
-            ["gpg", "--homedir", made.key.home, "--batch", "--armor", "--export"], check=True, capture_output=True
-        )
-        (top / "gpgkey").write_bytes(armoured.stdout)
-        made.publish(made.key)
+    with toolkit_archive.serving(tmp_path) as made:
         yield made
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def fetch_key(setting: str, root: Path) -> "subprocess.CompletedProcess[str]":
@@ -88,7 +35,10 @@ def fetch_key(setting: str, root: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def update(setting: str, root: Path) -> "subprocess.CompletedProcess[str]":
-    """What the element and apt do inside, with ``root``'s /etc in the place of this machine's."""
+    """What the element and apt do inside, with ``root``'s /etc in the place of this machine's.
+
+    There is no other ``apt-get update``: layers are built of the indexes that they were planned by.
+    """
     for name in ("apt/sources.list.d", "dpkg/dpkg.cfg.d"):
         (root / "etc" / name).mkdir(parents=True, exist_ok=True)
     for name in ("group", "nsswitch.conf", "passwd"):
@@ -97,11 +47,13 @@ def update(setting: str, root: Path) -> "subprocess.CompletedProcess[str]":
     for name in ("lists/partial", "cache/archives/partial"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "status").touch()
-    apt = f"-o Dir::State={root} -o Dir::State::status={root}/status -o Dir::Cache={root}/cache"
-    apt += " -o APT::Sandbox::User=root -o Acquire::Languages=none"
+    (root / "apt.conf").write_text(
+        f'Dir::State "{root}"; Dir::State::status "{root}/status"; Dir::Cache "{root}/cache";\n'
+        'APT::Sandbox::User "root"; Acquire::Languages "none";\n'
+    )
     script = (
-        f"mount --bind {root}/etc /etc && {ELEMENT}/pre-install.d/20-cuda && "
-        f"apt-get {apt} update && apt-get {apt} --simulate install {PACKAGE}"
+        f"mount --bind {root}/etc /etc && export APT_CONFIG={root}/apt.conf && {ELEMENT}/pre-install.d/20-cuda && "
+        f"apt-get --simulate install {PACKAGE}"
     )
     env = {**os.environ, "SAGE_NVIDIA_CONTAINER_TOOLKIT": setting, "DISTRO_NAME": "ubuntu", "LC_ALL": "C.UTF-8"}
     words = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", script]

@@ -18,7 +18,7 @@ from groundwork import files, process
 from groundwork.errors import SageError
 from image_builder import comparison, inside, inventory, manifest
 from image_builder.inside import ArchiveMovedError, LayerJob, LayersJob
-from tests.integration import commands
+from tests.integration import commands, toolkit_archive
 from tests.integration.commands import Ran
 
 PROJECT = Path(__file__).parents[2]
@@ -166,6 +166,27 @@ def test_a_change_builds_its_own_layer_alone(by_root: Made, tmp_path: Path) -> N
     paths = {change.path.lstrip("/") for change in comparison.compare(before, after).files}
     assert "opt/own" in paths
     assert paths <= {"opt/own", "opt/chameleon/provenance.json"}
+
+
+def test_an_element_s_own_archive_is_asked_while_its_layer_is_built(by_root: Made, tmp_path: Path) -> None:
+    """The element is ``cuda`` but for what takes NVIDIA's driver: 3 GB."""
+    words = own_variant(tmp_path, "true")
+    for name in ("package-installs.yaml", "post-install.d", "pkg-map"):
+        assert (PROJECT / "elements/cuda" / name).exists()
+    shutil.copytree(
+        PROJECT / "elements/cuda",
+        tmp_path / "elements/cuda",
+        ignore=shutil.ignore_patterns("package-installs.yaml", "post-install.d", "pkg-map"),
+    )
+    with toolkit_archive.serving(files.make_folder(tmp_path / "served")) as archive:
+        settings = {"SAGE_NVIDIA_CONTAINER_TOOLKIT": archive.setting()}
+        path = tmp_path / "variants/own.yaml"
+        text = path.read_text().replace("[own]", "[own, cuda]")
+        path.write_text(f"{text}settings: {json.dumps(settings)}\n")
+        done = commands.run("create-image", *words, *by_root.places())
+    assert done.code == 0, done.err
+    made, _ = manifest.read(sorted(by_root.top.glob("build/Own/*"))[-1])
+    assert [row.version for row in made.packages if row.name == toolkit_archive.PACKAGE] == ["1.0"]
 
 
 def test_a_layer_that_fails_leaves_those_below_and_nothing_of_itself(by_root: Made, tmp_path: Path) -> None:
