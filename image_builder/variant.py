@@ -6,6 +6,7 @@ must pass.  With ``extends`` it adds to another variant.  People's own variants 
 may extend ours.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -384,11 +385,26 @@ def _source(document: Document, position: int, row: dict[str, Any]) -> Source:
         if (key in needed) != (key in row):
             problem = "lacks the key" if key in needed else "is no use for the key"
             raise document.error(["sources", position], f"source {name!r} with '{kind}' {problem} {key!r}")
+    if _has_credentials(row[kind]):  # not shown: whatever is told of a source, and the image's papers, have its address
+        raise document.error(
+            ["sources", position, str(kind)],
+            "expected an address without credentials, for all may read it in the image's manifest",
+            hint="git takes them from the ~/.netrc of whoever builds, or by ssh: ssh://git@host/path"
+            if kind is SourceKind.GIT
+            else "name an archive that needs none, or take it from git, which reads ~/.netrc",
+        )
     where = {
         key: f"{document.path}:{document.line(['sources', position, key], of_key=True)}: sources[{position}].{key}"
         for key in row
     }
     return Source(name, kind, row[kind], row[needed[0]], row.get("tree"), row["to"], where)
+
+
+def _has_credentials(url: str) -> bool:
+    """Whether an address has a user's name or password in it; ssh's user is no secret."""
+    scheme, _, rest = url.partition("://")
+    user, at, _ = re.split("[/?#]", rest)[0].rpartition("@")
+    return bool(at) and (scheme != "ssh" or ":" in user)
 
 
 def _check_places(sources: Sequence[Source]) -> None:

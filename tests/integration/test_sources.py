@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Further sources from a real git server and a web server on loopback: right, wrong, absent, cut off."""
 
+import base64
 import hashlib
 import os
 import subprocess
@@ -29,6 +30,7 @@ GIT = {
     "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z",
 }
 WHEN = 1767225600  # that time
+_USER = base64.b64encode(b"me:s3cret").decode()
 
 
 def git(folder: Path, *words: str) -> str:
@@ -49,7 +51,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """``/git/`` is git's smart HTTP server (``/old/`` the same without protocol 2), all else are files."""
+    """``/git/`` is git's smart HTTP server (``/old/`` without protocol 2, ``/own/`` for one user), all else files."""
     top = tmp_path / "served"
     top.mkdir()
     asked: list[str] = []
@@ -62,7 +64,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
         def do_GET(self) -> None:
             asked.append(self.path)
-            if self.path.startswith(("/git/", "/old/")):
+            if self.path.startswith("/own/") and self.headers.get("Authorization") != f"Basic {_USER}":
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="own"')
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if self.path.startswith(("/git/", "/old/", "/own/")):
                 self._git()
                 return
             name, _, cut = self.path.lstrip("/").partition("?")
@@ -94,7 +102,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
                 "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
                 "REMOTE_ADDR": "127.0.0.1",
             }
-            if self.path.startswith("/git/"):
+            if not self.path.startswith("/old/"):
                 env["GIT_PROTOCOL"] = self.headers.get("Git-Protocol", "")
             done = subprocess.run(
                 ["git", "http-backend"], env=env, input=self.rfile.read(size), capture_output=True, check=False
@@ -179,6 +187,20 @@ def test_a_commit_is_taken_as_it_is_also_from_servers_that_give_branches_alone(
     assert (tree / "run").stat().st_mode & 0o777 == 0o755
     assert {path.lstat().st_mtime for path in (tree, *tree.iterdir())} == {WHEN}
     assert sources.record(found) == (FurtherSource("p", found[0].url, repository.first, repository.tree, "/opt/p"),)
+
+
+def test_git_takes_credentials_from_netrc(
+    server: Server, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = load(tmp_path / "v", named(f"{server.url}/own/plugin.git", repository))
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    with pytest.raises(SageError, match=r"source p can't be fetched"):
+        sources.prepare(found, tmp_path / "cache", tmp_path / "one")
+    (home / ".netrc").write_text("machine 127.0.0.1 login me password s3cret\n")
+    laid = sources.prepare(found, tmp_path / "cache", tmp_path / "two")
+    assert (laid / "p/tree/run").exists()
 
 
 def test_what_was_fetched_is_not_fetched_again(server: Server, repository: Repository, tmp_path: Path) -> None:

@@ -75,6 +75,33 @@ def test_a_mistake_is_named_with_its_place(folders: Folders, old: str, new: str,
     assert str(caught.value).startswith(f"{path}:{13 if 'sources[0]' in words else 14}: ")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "key", "hint"),
+    [
+        ("https://h/p.git", "https://user:s3cret@h/p.git", "git", "ssh://git@host/path"),
+        ("https://h/p.git", "https://s3cret@h/p.git", "git", "~/.netrc"),
+        ("https://h/p.git", "ssh://git:s3cret@h/p.git", "git", "~/.netrc"),
+        ("https://h/d.tar.gz", "https://user:s3cret@h?file=d", "archive", "an archive that needs none"),
+    ],
+)
+def test_credentials_in_an_address_are_refused_and_not_repeated(
+    folders: Folders, old: str, new: str, key: str, hint: str
+) -> None:
+    path = folders.variant("base", BASE + f"sources:\n- {GIT}\n- {ARCHIVE}\n".replace(old, new))
+    with pytest.raises(InputError) as caught:
+        variant.load("base", [folders.variants])
+    number = ("git", "archive").index(key)
+    assert str(caught.value).startswith(f"{path}:{13 + number}: sources[{number}].{key}: expected an address without")
+    assert "s3cret" not in str(caught.value)
+    assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("url", ["ssh://git@h/p.git", "https://h/a@b.git", "https://h:8443/p.git?who=a@b"])
+def test_other_addresses_are_taken_as_they_are(folders: Folders, url: str) -> None:
+    folders.variant("base", BASE + f"sources:\n- {GIT}\n".replace("https://h/p.git", url))
+    assert variant.load("base", [folders.variants]).sources[0].url == url
+
+
 def test_sources_are_ingredients_but_not_where_they_were_named(folders: Folders) -> None:
     folders.element("one", settings="SAGE_KEY: {type: string}\n")
     hook = folders.element("sources") / "install.d/50-sources"
