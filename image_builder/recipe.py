@@ -28,8 +28,8 @@ from image_builder.variant import Arch, Check, Source, Variant
 # Python packages of this project that the image carries; element virtual-waggle installs them.
 PAYLOAD = (groundwork, virtual_waggle)
 # What turns a recipe into layers, and those into a disk, is part of it.
-_LAYER_BUILDERS = ("inside.py", "rootfs.py")
-_DISK_BUILDERS = ("disk.py", "inside.py")
+_LAYER_BUILDERS = ("inside.py", "programs", "rootfs.py", "sources.py")
+_DISK_BUILDERS = ("build.py", "disk.py", "inside.py")
 # Elements that every layer has, by their dependencies; the second also takes over the tree of the layers below.
 _FRAME = "layer"
 _ABOVE = "layer-above"
@@ -203,6 +203,7 @@ def make(
         "variant": variant.name,
         "layers": layers[-1].digest,
         "builders": _digest_modules(_DISK_BUILDERS),
+        "version": groundwork.__version__,  # the image names it
     }
     return Recipe(
         variant=variant.name,
@@ -231,7 +232,12 @@ def _canonical(data: Any) -> str:
 
 
 def _digest_modules(names: Iterable[str]) -> dict[str, str]:
-    return {name: files.digest_file(Path(__file__).with_name(name)).sha256 for name in names}
+    """The digests of our own files and folders."""
+    paths = {name: Path(__file__).with_name(name) for name in names}
+    return {
+        name: files.digest_tree(path) if path.is_dir() else files.digest_file(path).sha256
+        for name, path in paths.items()
+    }
 
 
 def _layers(

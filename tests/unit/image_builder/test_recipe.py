@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipe's digest says what goes into an image, no more and no less; what does not fit together is told."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,25 @@ def test_each_ingredient_changes_the_digest(ready: Folders) -> None:
     (ready.elements / "two/install.d/50-two").chmod(0o755)
     digests.append(make(ready).digest)
     assert len(set(digests)) == len(digests)
+
+
+def test_this_program_is_an_ingredient(ready: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = shutil.copytree(Path(recipe.__file__).parent, tmp_path / "own", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(recipe, "__file__", str(own / "recipe.py"))
+    made = [make(ready)]
+    for name in ("rootfs.py", "sources.py", "programs/mount"):
+        (own / name).write_text((own / name).read_text() + "# other\n")
+        made.append(make(ready))
+    assert len({one.layers[0].digest for one in made}) == len(made)
+    for name in ("build.py", "disk.py"):
+        (own / name).write_text((own / name).read_text() + "# other\n")
+        made.append(make(ready))
+    monkeypatch.setattr("groundwork.__version__", "99.0")
+    made.append(make(ready))
+    assert len({one.digest for one in made}) == len(made)
+    assert len({one.layers[0].digest for one in made[3:]}) == 1  # disks are made anew, layers are not
+    (own / "catalog.py").write_text("# other\n")
+    assert make(ready).digest == made[-1].digest
 
 
 def test_checks_and_descriptions_are_no_ingredients(ready: Folders) -> None:
