@@ -53,7 +53,6 @@ _PACKAGES = """
     apt base-passwd bash bzip2 coreutils cpio dash debianutils diffutils dpkg findutils gpgv grep grub-common gzip
     hostname kmod libc-bin mawk openssh-client openssl perl python3 sed systemd tar udev util-linux xz-utils zstd
     """
-_MORE_PACKAGES = {"trixie": "sqv"}
 # Programs that do the same on every architecture.  Not here: what tells the architecture (uname, arch, lscpu), what
 # loads plugins from the tree (sudo, PAM), what reads its own architecture's libraries (ldconfig, ldd, iconv).
 PROGRAMS_NATIVE = {
@@ -260,12 +259,11 @@ def _bootstrap_command(recipe: Recipe) -> list[str]:
     lines = [f"deb {mirror} {suite.format(release=recipe.release)} {{}}" for suite in row["suites"]]
     if archive.security_mirror:
         lines.append(f"deb {archive.security_mirror} {row['security']['suite'].format(release=recipe.release)} {{}}")
-    packages = f"{_PACKAGES} {_MORE_PACKAGES.get(recipe.release, '')}".split()
     merge = 'for name in bin lib lib64 sbin; do mkdir -p "$1/usr/$name"; ln -s "usr/$name" "$1/$name"; done'
     return [
         *("mmdebstrap", "--quiet", "--mode=chrootless", "--variant=extract", f"--arch={native}"),
         *('--aptopt=APT::Install-Recommends "false"', f"--keyring={archive.keyring}", f"--setup-hook={merge}"),
-        f"--include={','.join(packages)}",
+        f"--include={','.join(_PACKAGES.split())}",
         recipe.release,
         "",
         "\n".join(lines).format(*[" ".join(archive.components)] * len(lines)),

@@ -168,7 +168,7 @@ SIGNERS = Setting(
     metavar="FILE",
 )
 VARIANT = Setting("variant", "the variant to build; may be repeated", also=("-v",), many=True, default=())
-RELEASE = Setting("release", "noble, jammy, resolute, bookworm or trixie", also=("-n",), default="noble")
+RELEASE = Setting("release", "noble, jammy, resolute or bookworm", also=("-n",), default="noble")
 ARCH = Setting(
     "arch",
     "amd64 or arm64",

@@ -29,7 +29,6 @@ ASKED_FOR = {
     "noble": _UBUNTU | {"initramfs-tools", "systemd-resolved"},
     "resolute": _UBUNTU | {"dracut", "systemd-resolved"},
     "bookworm": _DEBIAN,
-    "trixie": _DEBIAN | {"docker-cli"},
 }
 
 # What element cuda adds, in restricted and multiverse (Ubuntu) and in contrib and non-free (Debian).
@@ -43,5 +42,5 @@ _CUDA_DEBIAN = {
 }
 CUDA_ASKED_FOR = {
     **dict.fromkeys(("jammy", "noble", "resolute"), _CUDA_UBUNTU),
-    **dict.fromkeys(("bookworm", "trixie"), _CUDA_DEBIAN),
+    "bookworm": _CUDA_DEBIAN,
 }

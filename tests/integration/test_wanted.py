@@ -119,7 +119,7 @@ def listed(found: Sequence[Wanted]) -> set[str]:
 
 @pytest.mark.parametrize(
     ("distro", "release", "arch"),
-    [("debian", "trixie", Arch.ARM64), ("ubuntu", "jammy", Arch.AMD64)],
+    [("debian", "bookworm", Arch.ARM64), ("ubuntu", "jammy", Arch.AMD64)],
 )
 def test_packages_of_our_variant_are_those_that_diskimage_builder_installs(
     tmp_path: Path, distro: str, release: str, arch: Arch

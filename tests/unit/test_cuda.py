@@ -48,7 +48,7 @@ def test_a_version_that_the_release_lacks_is_answered_with_those_it_has() -> Non
         make(SAGE_CUDA_VERSION="12.4")
     assert caught.value.hint == "it has: 11.8"
     assert caught.value.exit_code == 2
-    assert make(release="trixie", SAGE_CUDA_VERSION="12.4").digest != make(release="trixie").digest
+    assert make(release="resolute", SAGE_CUDA_VERSION="12.4").digest != make(release="resolute").digest
 
 
 def test_the_layers_below_are_those_of_base_and_sage() -> None:

@@ -42,8 +42,8 @@ def earlier(output: Path, made: Recipe, build_id: str, entries: list[Entry]) -> 
         ("", "bookworm", None),
         ("size_budget_mib: 900\n", "noble", 900),
         ("size_budget_mib: {noble: 2000, default: 900}\n", "noble", 2000),
-        ("size_budget_mib: {noble: 2000, default: 900}\n", "trixie", 900),
-        ("size_budget_mib: {noble: 2000}\n", "trixie", None),
+        ("size_budget_mib: {noble: 2000, default: 900}\n", "jammy", 900),
+        ("size_budget_mib: {noble: 2000}\n", "jammy", None),
     ],
 )
 def test_the_budget_is_the_releases_own_or_the_default(

@@ -2,6 +2,7 @@
 """What is wrong is told before any work begins, with exit code 2 and what to do about it."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,9 +101,18 @@ def test_the_settings_manual_is_up_to_date() -> None:
 
 def test_releases_have_what_a_build_takes() -> None:
     rows = recipe.releases()
-    assert list(rows) == ["noble", "jammy", "resolute", "bookworm", "trixie"]
+    assert list(rows) == ["noble", "jammy", "resolute", "bookworm"]
     for name, row in rows.items():
         assert set(row["mirrors"]) == {"amd64", "arm64"}, name
+
+
+def test_the_releases_that_are_offered_are_those_that_there_are() -> None:
+    rows = set(recipe.releases())
+    docs = Path(__file__).parents[3]
+    assert set(re.split(", | or ", table.RELEASE.help)) == rows
+    cuda = (docs / "docs/images.md").read_text().partition("| release | CUDA |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", cuda, re.MULTILINE)) == rows
+    assert "unknown release 'trixie'" in str(told("--variant", "sage", "--release", "trixie"))
 
 
 # ------------------------------------------------------------------------------------------------ this machine
