@@ -48,8 +48,9 @@ ERLANG_ARGUMENTS = "+sbwt none +sbwtdcpu none +sbwtdio none -ssl bypass_pem_cach
 _PLUGINS_OF_NODE = ("rabbitmq_management", "rabbitmq_prometheus", "rabbitmq_shovel", "rabbitmq_shovel_management")
 _PLUGINS_OF_BEEHIVE = ("rabbitmq_auth_mechanism_ssl", "rabbitmq_management", "rabbitmq_prometheus")
 
-# The sharing service drops what is over message.LARGEST and tells why.  The broker itself closes the channel, with all
-# that is under way in it, so its limit lies far above; the Beehive's only above what the sharing service lets through.
+# The sharing service drops what is over message.LARGEST, or would be when it is passed on, and tells why.  A broker
+# closes the channel, with all that is under way in it, and would do so each time the shovel tries; so both limits lie
+# above: the node's far, the Beehive's above what the sharing service lets through.
 _LARGEST_AT_NODE = 16 << 20  # bytes
 _LARGEST_AT_BEEHIVE = 2 << 20  # bytes
 _SUBSCRIBER = {

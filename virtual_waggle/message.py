@@ -12,7 +12,7 @@ from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from typing import Any, NamedTuple
 
-LARGEST = 1 << 20  # bytes of a body; pictures and sound go as uploads
+LARGEST = 1 << 20  # bytes of a body, wherever it is on its way; pictures and sound go as uploads
 MOST_META = 64  # keys
 UPLOAD = "upload"  # the name that pywaggle keeps for files
 SCOPES = ("all", "node", "beehive")
@@ -27,6 +27,8 @@ Value = bool | int | float | str | bytes
 _NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 _NODE_ID = re.compile(r"[0-9a-f]{16}")
 _INT64 = 1 << 63
+# A text takes no more bytes than it took: four for a letter would be twelve as \uD83D\uDE00.
+_as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Unfit(ValueError):
@@ -64,13 +66,13 @@ def decode(body: bytes) -> Measurement:
 
 
 def encode(measurement: Measurement) -> bytes:
-    """The body of the message for a measurement."""
+    """The body of the message for a measurement.  Raises UnicodeEncodeError for half of a surrogate pair."""
     data: dict[str, Any] = {"name": measurement.name, "ts": measurement.timestamp, "meta": measurement.meta}
     if isinstance(measurement.value, bytes):
         data["enc"], data["val"] = "b64", b64encode(measurement.value).decode()
     else:
         data["val"] = measurement.value
-    return json.dumps(data, separators=(",", ":")).encode()
+    return _as_json(data).encode()
 
 
 def check_for_beehive(measurement: Measurement, user: str | None) -> None:

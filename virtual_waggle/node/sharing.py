@@ -105,7 +105,10 @@ def share(delivery: Delivery, known: Apps) -> tuple[str, str, bytes]:
         if exchange == broker.TO_BEEHIVE:
             raise Unfit(f"name of {len(measurement.name)} characters, at most {message.BEEHIVE_NAME} at the Beehive")
         exchange = broker.DATA_TOPIC  # the Beehive would refuse it
-    return exchange, measurement.name, message.encode(measurement)
+    body = message.encode(measurement)
+    if len(body) > message.LARGEST:  # the Beehive would refuse it, its broker over and over
+        raise Unfit(f"body of more than {message.LARGEST} bytes with what the node adds")
+    return exchange, measurement.name, body
 
 
 class Drops:

@@ -184,9 +184,9 @@ def test_apps_come_and_go_without_a_restart(node: Broker, sharing: Service, tmp_
 
 def test_large_bodies_pass_up_to_the_limit(node: Broker, sharing: Service) -> None:
     with channel_of(node, "plugin") as channel, channel_of(node, "recorder") as recorder:
-        texts = ["x" * (message.LARGEST - 1000), "y" * 131_000, "z" * 131_072, "w"]
+        texts = ["x" * (message.LARGEST - 1000), "世" * ((message.LARGEST - 1000) // 3), "y" * 131_072, "w"]
         for text in texts:
-            publish(channel, body(1, val=text))
+            publish(channel, json.dumps(json.loads(body(1, val=text)), ensure_ascii=False).encode())
         assert [found["val"] for _, found in sharing_service.taken(recorder, broker.TO_BEEHIVE, 4)] == texts
 
 

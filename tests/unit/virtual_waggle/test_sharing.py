@@ -80,6 +80,38 @@ def test_names_too_long_for_the_beehive_stay_on_the_node(known: Apps) -> None:
     assert sharing.share(delivery(name="n" * 65), known)[0] == "data.topic"
 
 
+def of_size(text: str, size: int, *, escaped: bool = False) -> bytes:
+    """A body of so many bytes, whose value is this text over and over."""
+    whole = {"name": "env.test", "ts": 1, "meta": {}, "val": ""}
+    empty = json.dumps(whole, separators=(",", ":"))
+    piece = json.dumps(text, ensure_ascii=escaped)[1:-1].encode()
+    many, rest = divmod(size - len(empty), len(piece))
+    return empty[:-2].encode() + piece * many + b"x" * rest + empty[-2:].encode()
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+@pytest.mark.parametrize("text", ["x", "é", "世", "😀", "\x01", '"', "\x7f", "\u2028"])
+def test_what_is_passed_on_is_never_over_the_limit_of_those_that_take_it(known: Apps, text: str, escaped: bool) -> None:
+    room = len(json.dumps(ADDED))
+    _, _, body = sharing.share(delivery()._replace(body=of_size(text, message.LARGEST - room, escaped=escaped)), known)
+    assert len(body) <= message.LARGEST
+    assert message.decode(body).meta == ADDED
+
+
+@pytest.mark.parametrize("text", ["x", "世"])
+def test_what_the_nodes_words_put_over_the_limit_is_dropped_with_that_reason(known: Apps, text: str) -> None:
+    whole = of_size(text, message.LARGEST)
+    message.decode(whole)  # is fit as it came
+    with pytest.raises(Unfit, match="with what the node adds"):
+        sharing.share(delivery()._replace(body=whole), known)
+
+
+def test_another_encoding_of_json_does_not_get_round_the_limit(known: Apps) -> None:
+    text = json.dumps({"name": "env.test", "ts": 1, "meta": {}, "val": "世" * 500_000}, ensure_ascii=False)
+    with pytest.raises(Unfit, match="with what the node adds"):
+        sharing.share(delivery()._replace(body=text.encode("utf-16")), known)
+
+
 def test_drops_are_told_of_at_a_bounded_rate(caplog: pytest.LogCaptureFixture) -> None:
     drops = sharing.Drops()
     for number in range(10_000):
