@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from virtual_waggle.stack import Form
 
 _REGISTER = 30.0  # seconds to try to reach the Beehive
+_UNSETTLED = "unsettled"  # in the state folder: registration gave what services may not have taken yet
 _TROUBLED = 1  # exit code of status and report where something is not as it should be
 
 
@@ -33,6 +34,7 @@ def add(commands: "_SubParsersAction[ArgumentParser]") -> None:
 
     made = command("up", up, "start the node's services, and make what they need")
     made.add_argument("--native", action="store_true", help="as plain processes instead of containers")
+    command("renew", renew, "register a node that runs, or renew that, where it is due; for a timer")
     command("down", down, "stop the node's services and plugins; its data stay")
     command("status", status, "how each service does; exit code 1 where one does not do well")
 
@@ -91,17 +93,13 @@ def up(given: Namespace) -> int:
     from virtual_waggle.node import apps, deployment, metrics, state
 
     node = state.make_ready(state.choose_folder(given.state_dir))
-    make = _making(node)
     form = stack.Form.NATIVE if given.native else stack.Form.DOCKER
-    stack.choose(node.folder, form, make)
+    stack.choose(node.folder, form, _making(node))
     apps.sweep(node.apps, node.uploads)
     apps.add(node.apps, metrics.APP_ID, apps.App("virtual-waggle", "system", "node-metrics"))
-    if node.settings.beehive_host:
+    if _is_due(node):
         _register(node)
-    state.write_broker_files(node, deployment.place(node, native=given.native))
-    rows = stack.up(node.folder, make)
-    if not node.registered:
-        deployment.end_shovel(node)
+    rows = _start(node, form)
     addresses = {name: f"{host}:{port}" for name, (host, port) in deployment.addresses(node).items()}
     data = {
         "node": node.settings.node_id,
@@ -123,6 +121,35 @@ def up(given: Namespace) -> int:
             "no Beehive: data stay here (virtual-waggle data); WAGGLE_BEEHIVE_HOST in waggle-node.env names one"
         )
     return 0
+
+
+def renew(given: Namespace) -> int:
+    """Register a node that runs, or renew that, where it is due; services take what came as by `up`.
+
+    A node that is stopped stays so.  Exit code 1 where the node could not be registered.
+    """
+    from groundwork import console
+    from virtual_waggle import stack
+    from virtual_waggle.node import state
+
+    node = state.read(state.choose_folder(given.state_dir))
+
+    def runs() -> bool:
+        return any(row.state == "running" for row in stack.status(node.folder, _making(node)))
+
+    renewed = False
+    if not _is_due(node):
+        told = "nothing is due"
+    elif not runs():
+        told = "the node is stopped: `virtual-waggle up` registers it"
+    else:
+        renewed = _register(node)
+        told = f"registered at {node.settings.beehive_host}" if renewed else "not registered"
+        if renewed and runs():  # `down` may have come in between
+            _start(node, stack.form_of(node.folder))
+    console.result_json({"node": node.settings.node_id, "registered": node.registered, "renewed": renewed})
+    console.result(told)
+    return _TROUBLED if told == "not registered" else 0
 
 
 def down(given: Namespace) -> int:
@@ -193,25 +220,49 @@ def _making(node: "NodeState") -> "Callable[[Form], Deployment]":
     return lambda form: deployment.deployment(node, native=form == "native")
 
 
-def _register(node: "NodeState") -> None:
-    """Register the node.  Where its Beehive can't be reached that is no failure: data wait on the node."""
+def _is_due(node: "NodeState") -> bool:
+    """Whether the node has a Beehive where it is to register, or services that may not have taken what it gave."""
     from datetime import datetime, timezone
 
-    from groundwork import console
+    if not node.settings.beehive_host:
+        return False
+    if not node.registered or (node.folder / _UNSETTLED).exists():
+        return True
+    from virtual_waggle.node import registering  # and asyncssh
+
+    return not registering.is_registered(node.private, node.settings.node_id, datetime.now(timezone.utc))
+
+
+def _register(node: "NodeState") -> bool:
+    """Register the node; whether it is.  Where it can't be that is no failure: data wait on the node."""
+    from groundwork import console, files
     from groundwork.errors import SageError
     from virtual_waggle.node import registering
 
     known = node.settings
-    if registering.is_registered(node.private, known.node_id, datetime.now(timezone.utc)):
-        return
     with console.stage(f"registering at {known.beehive_host}") as stage:
         try:
             beehive = registering.Beehive(known.beehive_host, known.registration_port)
+            files.write_text(node.folder / _UNSETTLED, "")
             stage.note = f"until {registering.register(node.private, known.node_id, beehive, deadline=_REGISTER)}"
-        except InputError:
-            raise
         except SageError as error:
-            console.warn(f"not registered: {error}", hint=error.hint or "data wait here; run `virtual-waggle up` again")
+            hint = f"{error.hint}; " if error.hint else ""
+            console.warn(f"not registered: {error}", hint=f"{hint}data wait here; `virtual-waggle renew` tries again")
+            return False
+    return True
+
+
+def _start(node: "NodeState", form: "Form") -> "list[Row]":
+    """Start the services, with what the node has now."""
+    from virtual_waggle import stack
+    from virtual_waggle.node import deployment, state
+
+    state.write_broker_files(node, deployment.place(node, native=form == stack.Form.NATIVE))
+    rows = stack.up(node.folder, _making(node))
+    if not node.registered:
+        deployment.end_shovel(node)
+    (node.folder / _UNSETTLED).unlink(missing_ok=True)
+    return rows
 
 
 def _as_data(rows: "Sequence[Row]") -> list[dict[str, object]]:

@@ -11,21 +11,18 @@ import logging
 import os
 import random
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import asyncssh
 
-from groundwork.errors import InputError, Interrupted, SageError
-from groundwork.program import run_program
-from groundwork.settings import whole_number
-from virtual_waggle import certificates, env_file, message, state_folder
-from virtual_waggle.env_file import Variable
-from virtual_waggle.node import beehive_ssh
-from virtual_waggle.node.beehive_ssh import Distrusted, Door, Unreachable
+from groundwork import files
+from groundwork.errors import InputError, SageError
+from virtual_waggle import certificates, state_folder
+from virtual_waggle.node import beehive_ssh, state
+from virtual_waggle.node.beehive_ssh import Door, Unreachable
 
 logger = logging.getLogger("registering")
 
@@ -34,7 +31,6 @@ _USER = "sage_registration"
 _LARGEST = 1 << 16  # bytes of an answer
 _ANSWER = 90.0  # seconds for one; the Beehive gives itself 60
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts
-_LOOK = 3600.0  # seconds between looks at the certificates' ends
 _NOT_PERMITTED = 77  # exit status of the Beehive's side
 
 
@@ -91,7 +87,12 @@ def register(private: Path, node_id: str, beehive: Beehive, *, deadline: float) 
             wait = min(pause * random.uniform(0.7, 1.3), left)  # noqa: S311
             time.sleep(wait)
             pause = min(pause * 2, _LONGEST_PAUSE)
-    return keep(private, node_id, answer)
+    where, text = private / state.REGISTERED_AS, state.registered_as(node_id, beehive.host, beehive.port)
+    if not where.is_file() or where.read_text(encoding="utf-8") != text:
+        where.unlink(missing_ok=True)  # while there may be files of both
+    until = keep(private, node_id, answer)
+    files.write_text(where, text, mode=0o600)
+    return until
 
 
 async def _asked(door: Door, node_id: str) -> bytes:
@@ -146,50 +147,3 @@ def _checked(node_id: str, answer: bytes) -> tuple[dict[str, str], str]:
             "the Beehive's answer is not what a registration gives", hint="is it a Beehive of this release?"
         )
     return given, until
-
-
-def node_id(text: str) -> str:
-    """A node's id.  Raises InputError."""
-    if not message.is_node_id(text):
-        raise InputError(f"expected 16 hexadecimal digits, found {text[:40]!r}")
-    return text
-
-
-TABLE = (
-    Variable("WAGGLE_NODE_ID", "the node's id", node_id),
-    Variable("WAGGLE_BEEHIVE_HOST", "the Beehive's name or address"),
-    Variable("WAGGLE_BEEHIVE_REGISTRATION_PORT", "its registration's port", whole_number(1, 65535), "20022"),
-    Variable("WAGGLE_PRIVATE", "the node's folder `private`", Path),
-)
-
-
-def serve(environment: Mapping[str, str]) -> NoReturn:
-    """Register, and again when the certificates' last third begins."""
-    given = env_file.from_environment(environment, TABLE)
-    private, node_id = given["WAGGLE_PRIVATE"], given["WAGGLE_NODE_ID"]
-    beehive = Beehive(given["WAGGLE_BEEHIVE_HOST"], given["WAGGLE_BEEHIVE_REGISTRATION_PORT"])
-    while True:
-        wait = _LOOK
-        if not is_registered(private, node_id, datetime.now(timezone.utc)):
-            try:
-                until = register(private, node_id, beehive, deadline=_LOOK)
-                logger.info("registered until %s", until)
-            except (Unreachable, Distrusted, NotAdmitted) as error:
-                # the operator may admit it, or put the key right, at any time
-                logger.error("%s%s", error, f" ({error.hint})" if error.hint else "")
-                wait = _LONGEST_PAUSE
-        time.sleep(wait)
-
-
-def main() -> int:
-    """The service, until SIGTERM."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
-    logging.getLogger("asyncssh").setLevel(logging.WARNING)
-    try:
-        serve(os.environ)
-    except Interrupted:  # nothing is half-written at any moment
-        return 0
-
-
-if __name__ == "__main__":
-    run_program(main)

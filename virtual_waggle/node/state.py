@@ -36,6 +36,7 @@ _FOLDERS = {
     "native": 0o700,
 }
 _REGISTRATION = ("beehive-ca.pem", "node-cert.pem", "node-key.pem")
+REGISTERED_AS = "registered-as"  # in `private`: who registered, and where; another Beehive does not know these keys
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,26 @@ class NodeState:
 
     @property
     def registered(self) -> bool:
-        """Whether the node has a Beehive and what it takes to come in there."""
-        return bool(self.settings.beehive_host) and all((self.private / name).is_file() for name in _REGISTRATION)
+        """Whether the node has a Beehive and what that one gave it to come in there."""
+        given = self.settings
+        if not given.beehive_host or not all((self.private / name).is_file() for name in _REGISTRATION):
+            return False
+        try:
+            text = (self.private / REGISTERED_AS).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return False
+        return text == registered_as(given.node_id, given.beehive_host, given.registration_port)
 
     @property
     def user(self) -> str:
         """``uid:gid`` of the folder's owner: whom services run as."""
         owner = self.folder.stat()
         return f"{owner.st_uid}:{owner.st_gid}"
+
+
+def registered_as(node_id: str, host: str, port: int) -> str:
+    """What the file REGISTERED_AS holds after this node registered at this Beehive."""
+    return f"node-{node_id}@{host}:{port}\n"
 
 
 def choose_folder(named: str | None = None, environment: Mapping[str, str] = os.environ) -> Path:

@@ -26,9 +26,9 @@ from groundwork.errors import InputError, Interrupted
 from groundwork.process import ProcessError
 from groundwork.program import run_program
 from groundwork.settings import whole_number
-from virtual_waggle import env_file, upload
+from virtual_waggle import env_file, message, upload
 from virtual_waggle.env_file import Variable, size
-from virtual_waggle.node import apps, registering
+from virtual_waggle.node import apps
 from virtual_waggle.node.apps import App
 from virtual_waggle.node.beehive_ssh import Door, Line
 from virtual_waggle.upload import Unfit, Upload
@@ -308,8 +308,14 @@ def _holds(path: Path) -> tuple[int, int]:
     return size, count
 
 
+def _node_id(text: str) -> str:
+    if not message.is_node_id(text):
+        raise InputError(f"expected 16 hexadecimal digits, found {text[:40]!r}")
+    return text
+
+
 TABLE = (
-    Variable("WAGGLE_NODE_ID", "the node's id", registering.node_id),
+    Variable("WAGGLE_NODE_ID", "the node's id", _node_id),
     Variable("WAGGLE_UPLOADS", "folder of the apps' uploads", Path),
     Variable("WAGGLE_APPS", "folder of the apps", Path),
     Variable("WAGGLE_SECRETS", "folder of what registration gave", Path),

@@ -108,6 +108,42 @@ def test_a_node_that_is_removed_is_out(both: Both) -> None:
     assert "expected a node's id" in call("beehive-server", both.beehive, "nodes", "admit", check=2).stderr
 
 
+def test_a_node_registers_when_it_can_without_anyone_at_its_keyboard(both: Both) -> None:
+    settings, key = both.node / "waggle-node.env", both.node / "private/register.pem"
+    before, handed = settings.read_text(), key.read_text()
+
+    def renew(check: int = 0) -> "tuple[bool, bool]":
+        told = json.loads(call("virtual-waggle", both.node, "renew", "--json", check=check).stdout)
+        return told["registered"], told["renewed"]
+
+    assert renew() == (True, False)
+    # another Beehive, whose operator has handed out no key yet: what the first one gave does not count there
+    settings.write_text(before.replace("WAGGLE_BEEHIVE_HOST=localhost", "WAGGLE_BEEHIVE_HOST=127.0.0.1"))
+    key.unlink()
+    done = call("virtual-waggle", both.node, "up", "--native", "--json")
+    assert not json.loads(done.stdout)["registered"]
+    assert "not registered: can't read" in done.stderr
+    assert renew(check=1) == (False, False)
+    settings.write_text(before)
+    key.write_text(handed)
+    key.chmod(0o600)
+    (both.node / "private/registered-as").unlink()
+    assert renew() == (True, True)
+    assert renew() == (True, False)
+    for _ in process.poll_until(ENOUGH, 0.5):
+        report = json.loads(call("virtual-waggle", both.node, "report", "--json", check=None).stdout)
+        if report["shovel"] == "running":
+            break
+    assert (report["registration"], report["shovel"]) == ("registered", "running")
+    # one that its user stopped stays so
+    call("virtual-waggle", both.node, "down")
+    (both.node / "private/node-cert.pem").unlink()
+    assert renew() == (False, False)
+    rows = json.loads(call("virtual-waggle", both.node, "status", "--json", check=1).stdout)["services"]
+    assert {row["state"] for row in rows} == {"stopped"}
+    assert json.loads(call("virtual-waggle", both.node, "up", "--native", "--json").stdout)["registered"]
+
+
 def test_a_node_that_leaves_its_beehive_keeps_its_data(both: Both, tmp_path: Path) -> None:
     settings = both.node / "waggle-node.env"
     before = settings.read_text()

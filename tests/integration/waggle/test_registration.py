@@ -114,6 +114,7 @@ def test_an_admitted_node_gets_what_lets_it_publish_as_itself_alone(hive: Beehiv
     private = hive.node_folder("one")
     until = register(hive, private)
     assert registering.is_registered(private, NODE, beehives.now())
+    assert (private / "registered-as").read_text() == f"node-{NODE}@localhost:{hive.registration_port}\n"
     for name in registering.FILES:
         assert (private / name).stat().st_mode & 0o777 == 0o600
     assert enters_broker(rabbit, private, f"node-{NODE}")

@@ -100,8 +100,26 @@ def test_the_shovel_is_there_when_the_node_is_registered_with_a_beehive(tmp_path
     assert shovels() == []
     for name in ("beehive-ca.pem", "node-cert.pem", "node-key.pem"):
         (made.private / name).write_text("pem")
+    where = made.private / "registered-as"
+    assert shovels() == []
+    where.write_text(state.registered_as(made.settings.node_id, "beehive.example", 20022))
     (uri,) = shovels()
     assert uri.startswith("amqps://beehive.example:5671?cacertfile=/run/secrets/beehive-ca.pem")
+
+
+def test_what_another_beehive_gave_or_to_another_node_is_no_registration(tmp_path: Path) -> None:
+    (tmp_path / "waggle-node.env").write_text("WAGGLE_NODE_ID=00000000000000aa\nWAGGLE_BEEHIVE_HOST=one.example\n")
+    made = state.make_ready(tmp_path)
+    for name in ("beehive-ca.pem", "node-cert.pem", "node-key.pem"):
+        (made.private / name).write_text("pem")
+    where = made.private / "registered-as"
+    where.write_text(state.registered_as("00000000000000aa", "one.example", 20022))
+    assert state.read(tmp_path).registered
+    for other in (("00000000000000aa", "two.example", 20022), ("00000000000000aa", "one.example", 20023)):
+        where.write_text(state.registered_as(*other))
+        assert not state.read(tmp_path).registered
+    where.write_text(state.registered_as("00000000000000bb", "one.example", 20022))
+    assert not state.read(tmp_path).registered
 
 
 @pytest.mark.parametrize("text", ["WAGGLE_NODE_VSN=W1\nWAGGLE_NODE_ID=\n", "WAGGLE_NODE_VSN=W1", ""])
