@@ -101,27 +101,30 @@ _NAME = re.compile(r"[a-zA-Z0-9._-]{1,200}")
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _PORT = re.compile(
     r"(?:(?P<host>\[[0-9a-fA-F:.]+\]|[0-9.]+|):)?(?:(?P<published>\d+(?:-\d+)?|):)?"
-    r"(?P<target>\d+(?:-\d+)?)(?:/(?P<protocol>tcp|udp|sctp))?"
+    r"(?P<target>\d+(?:-\d+)?)(?:/(?P<protocol>(?i:tcp|udp|sctp)))?"
 )
 
 # Keys of a service that are known and have no meaning for what reads this model.
 _UNREAD = (
-    "annotations", "attach", "blkio_config", "cgroup", "cgroup_parent", "cpu_count", "cpu_percent", "cpu_period",
+    "attach", "blkio_config", "cgroup", "cgroup_parent", "cpu_count", "cpu_percent", "cpu_period",
     "cpu_quota", "cpu_rt_period", "cpu_rt_runtime", "cpu_shares", "cpuset", "credential_spec", "develop",
     "device_cgroup_rules", "devices", "dns_opt", "domainname", "external_links", "gpus", "ipc", "isolation",
     "label_file", "links", "logging", "mac_address", "memswap_limit", "mem_swappiness", "oom_kill_disable",
-    "oom_score_adj", "pid", "post_start", "pre_stop", "provider", "runtime", "storage_opt", "ulimits",
-    "use_api_socket", "userns_mode", "uts", "volumes_from", "models",
+    "oom_score_adj", "pid", "post_start", "pre_stop", "provider", "pull_refresh_after", "runtime", "storage_opt",
+    "ulimits", "use_api_socket", "userns_mode", "uts", "volumes_from", "models",
 )  # fmt: skip
 _READ = (
-    "build", "cap_add", "cap_drop", "command", "configs", "container_name", "cpus", "depends_on", "deploy", "dns",
-    "dns_search", "entrypoint", "env_file", "environment", "expose", "extends", "extra_hosts", "group_add",
-    "healthcheck", "hostname", "image", "init", "labels", "mem_limit", "mem_reservation", "network_mode", "networks",
-    "pids_limit", "platform", "ports", "privileged", "profiles", "pull_policy", "read_only", "restart", "scale",
-    "secrets", "security_opt", "shm_size", "stdin_open", "stop_grace_period", "stop_signal", "sysctls", "tmpfs",
-    "tty", "user", "volumes", "working_dir",
+    "annotations", "build", "cap_add", "cap_drop", "command", "configs", "container_name", "cpus", "depends_on",
+    "deploy", "dns", "dns_search", "entrypoint", "env_file", "environment", "expose", "extends", "extra_hosts",
+    "group_add", "healthcheck", "hostname", "image", "init", "labels", "mem_limit", "mem_reservation", "network_mode",
+    "networks", "pids_limit", "platform", "ports", "privileged", "profiles", "pull_policy", "read_only", "restart",
+    "scale", "secrets", "security_opt", "shm_size", "stdin_open", "stop_grace_period", "stop_signal", "sysctls",
+    "tmpfs", "tty", "user", "volumes", "working_dir",
 )  # fmt: skip
-_UNREAD_OF_ATTACHMENT = ("ipv4_address", "ipv6_address", "link_local_ips", "mac_address", "driver_opts", "gw_priority")
+_UNREAD_OF_ATTACHMENT = (
+    "ipv4_address", "ipv6_address", "link_local_ips", "mac_address", "driver_opts", "gw_priority", "interface_name",
+)  # fmt: skip
+_PROPAGATION = {"private", "rprivate", "shared", "rshared", "slave", "rslave"}
 _TOP = ("version", "name", "services", "volumes", "networks", "secrets", "configs", "include", "models")
 
 
@@ -220,7 +223,8 @@ class _Reading:
         take("environment", self.environment)
         take("env_file", self.env_files, "env_files")
         take("depends_on", self.depends_on)
-        take("healthcheck", self.healthcheck)
+        if "healthcheck" in keys:
+            values["healthcheck"], values["healthcheck_off"] = self.healthcheck(keys["healthcheck"])
         take("ports", self.ports)
         take("expose", lambda at: tuple(port for item in tree.items(at) for port in _short_port(item, exposed=True)))
         take("secrets", lambda at: self.grants(at, "/run/secrets/"))
@@ -280,21 +284,24 @@ class _Reading:
             found.append(Dependency(item.place, name, Condition(condition), required))
         return tuple(found)
 
-    def healthcheck(self, node: Node) -> Healthcheck | None:
+    def healthcheck(self, node: Node) -> tuple[Healthcheck | None, bool]:
+        """The check, or None where it is the image's own; and whether it is off."""
         keys = self.known(
             node, ("test", "interval", "timeout", "start_period", "retries", "disable"), unread=("start_interval",)
         )
         if "disable" in keys and tree.boolean(keys["disable"]):
-            return None
+            return None, True
         test: tuple[str, ...]
-        if "test" not in keys:
-            raise node.error("the key 'test' is missing; the image's own test is not known here")
+        if "test" not in keys or keys["test"].value in (None, []):
+            if set(keys) - {"test", "disable"}:
+                self.unread.append(Unread(node.place, node.name))
+            return None, False
         if isinstance(keys["test"].value, list):
-            kind, *words = tree.texts(keys["test"]) or ("",)
+            kind, *words = tree.texts(keys["test"])
             if kind == "NONE":
-                return None
-            if kind == "CMD-SHELL" and len(words) == 1:
-                test = ("/bin/sh", "-c", words[0])
+                return None, True
+            if kind == "CMD-SHELL" and words:
+                test = ("/bin/sh", "-c", " ".join(words))  # Docker runs the first word alone; this is what was meant
             elif kind == "CMD" and words:
                 test = tuple(words)
             else:
@@ -306,7 +313,7 @@ class _Reading:
             if times.get(key) == 0:  # Docker: then the default
                 del times[key]
         retries = {"retries": tree.whole(keys["retries"]) or 3} if "retries" in keys else {}
-        return Healthcheck(node.place, test, **times, **retries)  # type: ignore[arg-type]
+        return Healthcheck(node.place, test, **times, **retries), False  # type: ignore[arg-type]
 
     def ports(self, node: Node) -> tuple[Port, ...]:
         found: list[Port] = []
@@ -323,7 +330,10 @@ class _Reading:
         keys = self.known(node, ("target", "published", "protocol", "host_ip", "name"), unread=("mode", "app_protocol"))
         if "target" not in keys:
             raise node.error("the key 'target' is missing")
-        protocol = tree.one_of(["tcp", "udp", "sctp"])(keys["protocol"]) if "protocol" in keys else "tcp"
+        protocol = "tcp"
+        if "protocol" in keys:
+            word = replace(keys["protocol"], value=tree.text(keys["protocol"]).lower())
+            protocol = tree.one_of(["tcp", "udp", "sctp"])(word)
         host = tree.text(keys["host_ip"]) if "host_ip" in keys else ""
         target = tree.whole(keys["target"], 1, 65535)
         published = tree.text(keys["published"]) if "published" in keys else ""
@@ -337,23 +347,29 @@ class _Reading:
     def mounts(self, keys: Mapping[str, Node]) -> tuple[Mount, ...]:
         found = []
         for item in tree.items(keys["volumes"]) if "volumes" in keys else []:
-            found.append(self.long_mount(item) if isinstance(item.value, dict) else self.short_mount(item))
+            mount = self.long_mount(item) if isinstance(item.value, dict) else self.short_mount(item)
+            found.append((item, mount))
         if "tmpfs" in keys:
             items = tree.items(keys["tmpfs"]) if isinstance(keys["tmpfs"].value, list) else [keys["tmpfs"]]
-            for item in items:
-                target, _, options = tree.text(item).partition(":")
-                size = None
-                for option in options.split(","):
-                    if option.startswith("size="):
-                        try:
-                            size = tree.byte_count(option[5:])
-                        except ValueError:
-                            raise item.wrong("a size as 64m") from None
-                found.append(Mount(item.place, MountKind.TMPFS, "", target, size=size))
-        for mount in found:
+            found += [(item, self.tmpfs(item)) for item in items]
+        for item, mount in found:
             if not mount.target.startswith("/"):
-                raise InputError(f"{mount.place}: {mount.target!r} is no absolute path inside a container")
-        return tuple(found)
+                raise item.error(f"{mount.target!r} is no absolute path inside a container")
+        return tuple(mount for _, mount in found)
+
+    def tmpfs(self, node: Node) -> Mount:
+        target, _, options = tree.text(node).partition(":")
+        size = None
+        for option in options.split(",") if options else []:
+            key, _, value = option.partition("=")
+            if key == "size" and not value.endswith("%"):
+                try:
+                    size = tree.byte_count(value)
+                except ValueError:
+                    raise node.wrong("a size as 64m") from None
+            elif option != "rw":
+                self.unread.append(Unread(node.place, f"{node.name}.{key}"))
+        return Mount(node.place, MountKind.TMPFS, "", target, size=size)
 
     def short_mount(self, node: Node) -> Mount:
         parts = tree.text(node).split(":")
@@ -362,8 +378,10 @@ class _Reading:
         if len(parts) == 1:
             return Mount(node.place, MountKind.VOLUME, "", parts[0])
         options = set(parts[2].split(",")) if len(parts) == 3 else set()
-        if rest := options - {"ro", "rw", "z", "Z", "cached", "delegated", "consistent", "nocopy"}:
+        if rest := options - {"ro", "rw", "z", "Z", "cached", "delegated", "consistent", "nocopy", *_PROPAGATION}:
             raise node.error(f"unknown option {sorted(rest)[0]!r}", hint="known: ro, rw")
+        for option in sorted(options & _PROPAGATION - {"private", "rprivate"}):
+            self.unread.append(Unread(node.place, f"{node.name}.{option}"))
         source = parts[0]
         if source[0] in "./~":
             return Mount(node.place, MountKind.BIND, str(self.resolve(source)), parts[1], "ro" in options)
@@ -431,12 +449,16 @@ class _Reading:
         deploy = (
             self.known(
                 keys["deploy"],
-                ("mode", "replicas", "resources", "restart_policy", "placement"),
-                unread=("labels", "endpoint_mode", "update_config", "rollback_config"),
+                ("mode", "replicas", "resources", "restart_policy", "placement", "labels"),
+                unread=("endpoint_mode", "update_config", "rollback_config"),
             )
             if "deploy" in keys
             else {}
         )
+        values["annotations"] = {  # deploy's are a service's, where there are services of a swarm
+            **(tree.plain(deploy["labels"]) if "labels" in deploy else {}),
+            **(tree.plain(keys["annotations"]) if "annotations" in keys else {}),
+        }
         if "mode" in deploy:
             values["mode"] = tree.one_of(["replicated", "global", "replicated-job", "global-job"])(deploy["mode"])
         if "replicas" in deploy:
@@ -447,12 +469,13 @@ class _Reading:
             )
             if "constraints" in placement:
                 values["constraints"] = tree.texts(placement["constraints"])
-        if "restart_policy" in deploy and "restart" not in keys:
+        if "restart_policy" in deploy:  # counts before restart
             policy = self.known(deploy["restart_policy"], ("condition", "max_attempts"), unread=("delay", "window"))
             condition = (
                 tree.one_of(["any", "none", "on-failure"])(policy["condition"]) if "condition" in policy else "any"
             )
             values["restart"] = {"any": "always", "none": "no"}.get(condition, condition)
+            values.pop("restart_attempts", None)
             if "max_attempts" in policy:
                 values["restart_attempts"] = tree.whole(policy["max_attempts"])
         amounts: dict[str, Any] = {}
@@ -488,7 +511,10 @@ class _Reading:
         if "capabilities" not in keys or "gpu" not in tree.texts(keys["capabilities"]):
             self.unread.append(Unread(node.place, node.name))
             return 0
+        if "device_ids" in keys:
+            return len(tree.texts(keys["device_ids"]))
         if "count" not in keys or keys["count"].value == "all":
+            self.unread.append(Unread(keys.get("count", node).place, f"{node.name}.count"))
             return 1
         return tree.whole(keys["count"], 0, 64)
 
@@ -614,7 +640,7 @@ def _short_port(node: Node, *, exposed: bool = False) -> list[Port]:
                 raise node.error("the two ranges of ports differ in length")
             published = published[:1]  # Docker takes a free one of these
     host = (match["host"] or "").strip("[]")
-    protocol = match["protocol"] or "tcp"
+    protocol = (match["protocol"] or "tcp").lower()
     return [Port(node.place, one, other or None, protocol, host) for one, other in zip(targets, published, strict=True)]
 
 
@@ -649,7 +675,7 @@ def _check_references(stack: Stack) -> None:
                 raise _no_such("service", dependency.service, stack.services, dependency.place, f"{where}.depends_on")
             waits = dependency.condition is Condition.HEALTHY
             other = stack.services[dependency.service]
-            if waits and "healthcheck" in other.places and other.healthcheck is None:
+            if waits and other.healthcheck_off:
                 raise InputError(
                     f"{dependency.place}: {where}.depends_on.{other.name}: its healthcheck is off, it never is healthy"
                 )

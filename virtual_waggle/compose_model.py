@@ -138,7 +138,7 @@ class Service:
 
     ``environment`` is what stands in the file itself; :func:`environment` adds that of ``env_files``.  ``restart`` is
     "no", "always", "unless-stopped" or "on-failure", and "" where nothing is said; ``restart_attempts`` None is no
-    limit.  ``command`` or ``entrypoint`` None is the image's own.
+    limit.  ``command``, ``entrypoint`` or ``healthcheck`` None is the image's own; ``healthcheck_off``: there is none.
     """
 
     name: str
@@ -152,6 +152,7 @@ class Service:
     env_files: tuple[EnvFile, ...] = ()
     depends_on: tuple[Dependency, ...] = ()
     healthcheck: Healthcheck | None = None
+    healthcheck_off: bool = False
     ports: tuple[Port, ...] = ()
     expose: tuple[Port, ...] = ()
     mounts: tuple[Mount, ...] = ()
@@ -184,6 +185,7 @@ class Service:
     stop_signal: str = ""
     stop_grace_period: float = 10.0
     labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
     platform: str = ""
     pull_policy: str = ""
     extra_hosts: tuple[tuple[str, str], ...] = ()

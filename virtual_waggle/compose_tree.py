@@ -181,8 +181,8 @@ def byte_count(text: str) -> int:
 
 
 _NUMBER = r"(\d{1,15}(?:\.\d{1,9})?)"
-_SECONDS = (3600.0, 60.0, 1.0, 1e-3, 1e-6, 1e-9)
-_DURATION = re.compile("".join(rf"(?:{_NUMBER}{unit})?" for unit in ("h", "m", "s", "ms", "(?:us|µs)", "ns")))
+_SECONDS = (604800.0, 86400.0, 3600.0, 60.0, 1.0, 1e-3, 1e-6, 1e-9)
+_DURATION = re.compile("".join(rf"(?:{_NUMBER}{unit})?" for unit in ("w", "d", "h", "m", "s", "ms", "(?:us|µs)", "ns")))
 _SIZE = re.compile(rf"{_NUMBER}\s*([kmgt])?i?b?")
 
 

@@ -180,6 +180,52 @@ def test_healthchecks_of_all_forms() -> None:
     assert found["shell"].healthcheck.interval == 0.5
 
 
+def test_a_healthcheck_without_a_test_is_the_images_own(tmp_path: Path) -> None:
+    for rows in ("{interval: 5s}", "{disable: false}", "{test: []}"):
+        found = one(tmp_path, f"healthcheck: {rows}")
+        assert (found.healthcheck, found.healthcheck_off) == (None, False)
+    assert one(tmp_path, "healthcheck: {disable: true}").healthcheck_off
+    assert one(tmp_path, "healthcheck: {test: [NONE]}").healthcheck_off
+    found = one(tmp_path, "healthcheck: {test: [CMD-SHELL, curl, -f, http://localhost]}")
+    assert found.healthcheck is not None
+    assert found.healthcheck.test == ("/bin/sh", "-c", "curl -f http://localhost")
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("healthcheck: {interval: 5s}", ["healthcheck"]),
+        ("healthcheck: {disable: false}", []),
+        ("volumes: ['/:/host:ro,rslave', '/a:/b:rprivate']", ["volumes[0].rslave"]),
+        ("tmpfs: ['/a:size=50%', '/b:mode=700,size=1m']", ["tmpfs[0].size", "tmpfs[1].mode"]),
+        ("networks: {default: {interface_name: eth1}}", ["networks.default.interface_name"]),
+        ("pull_refresh_after: 1w", ["pull_refresh_after"]),
+        ("gpus: all", ["gpus"]),
+        (
+            "deploy: {resources: {reservations: {devices: [{capabilities: [gpu], count: all}]}}}",
+            ["deploy.resources.reservations.devices[0].count"],
+        ),
+    ],
+)
+def test_what_compose_takes_is_taken_and_what_is_not_read_of_it_is_told(
+    tmp_path: Path, rows: str, told: list[str]
+) -> None:
+    found = read(tmp_path, f"services:\n  one:\n    image: a:1\n    {rows}\n")
+    assert [unread.name for unread in found.unread] == [f"services.one.{name}" for name in told]
+
+
+def test_a_restart_policy_under_deploy_counts_before_restart(tmp_path: Path) -> None:
+    found = one(tmp_path, "restart: on-failure:3\ndeploy: {restart_policy: {condition: any}}")
+    assert (found.restart, found.restart_attempts) == ("always", None)
+    with pytest.raises(InputError, match=r"deploy.restart_policy.conditon: unknown key"):
+        one(tmp_path, "restart: always\ndeploy: {restart_policy: {conditon: any}}")
+
+
+def test_annotations_are_those_of_the_service_and_of_deploy(tmp_path: Path) -> None:
+    found = one(tmp_path, "annotations: {a: '1'}\ndeploy: {labels: [a=0, b=2]}")
+    assert found.annotations == {"a": "1", "b": "2"}
+
+
 def test_merge_keys_are_written_out() -> None:
     found = shape("merge-keys").services
     assert found["one"].environment == {
@@ -206,6 +252,7 @@ def test_merge_keys_are_written_out() -> None:
         ("9090-9091:8080-8081", [(8080, 9090, "tcp", ""), (8081, 9091, "tcp", "")]),
         ("9090-9091:80", [(80, 9090, "tcp", "")]),
         ("0:80", [(80, None, "tcp", "")]),
+        ("53:53/UDP", [(53, 53, "udp", "")]),
     ],
 )
 def test_ports(tmp_path: Path, port: str, expected: list[tuple[int, int | None, str, str]]) -> None:
@@ -214,7 +261,8 @@ def test_ports(tmp_path: Path, port: str, expected: list[tuple[int, int | None, 
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("1m30s", 90), ("500ms", 0.5), ("1h", 3600), ("1.5s", 1.5), ("10us", 1e-5), ("0s", 0)]
+    ("text", "seconds"),
+    [("1m30s", 90), ("500ms", 0.5), ("1h", 3600), ("1.5s", 1.5), ("10us", 1e-5), ("0s", 0), ("1w2d", 9 * 86400)],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert compose_tree.duration(text) == pytest.approx(seconds)
@@ -266,7 +314,7 @@ def test_the_file_dotenv_fills_in_what_is_not_set(tmp_path: Path) -> None:
         ("healthcheck: {test: [CMDX, a]}", "services.one.healthcheck.test: expected [CMD"),
         ("healthcheck: {test: a, interval: 30}", "services.one.healthcheck.interval: expected a duration"),
         ("healthcheck: {test: a, interval: soon}", "expected a duration as 1m30s, found 'soon'"),
-        ("healthcheck: {interval: 3s}", "services.one.healthcheck: the key 'test' is missing"),
+        ("healthcheck: {test: [CMD-SHELL]}", "services.one.healthcheck.test: expected [CMD"),
         ("restart: allways", "services.one.restart: 'allways' is none"),
         ("restart: always:3", "expected on-failure:<times>"),
         ("mem_limit: lots", "services.one.mem_limit: expected a size"),
@@ -274,7 +322,7 @@ def test_the_file_dotenv_fills_in_what_is_not_set(tmp_path: Path) -> None:
         ("deploy: {mode: sometimes}", "services.one.deploy.mode: 'sometimes'"),
         ("volumes: ['a:b:c:d']", "services.one.volumes[0]: expected source:/target"),
         ("volumes: [data:/data]", ":4: services.one.volumes: unknown volume 'data'"),
-        ("volumes: ['./a:b']", "'b' is no absolute path"),
+        ("volumes: ['./a:b']", ":4: services.one.volumes[0]: 'b' is no absolute path"),
         ("volumes: [{type: bnd, target: /a}]", "services.one.volumes[0].type: 'bnd'"),
         ("volumes: [{type: bind, target: /a}]", "the key 'source' is missing"),
         ("networks: [lan]", ":4: services.one.networks: unknown network 'lan'"),
