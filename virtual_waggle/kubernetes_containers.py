@@ -7,13 +7,22 @@ from typing import Any
 
 from virtual_waggle import kubernetes_storage as storage
 from virtual_waggle import kubernetes_text as text
-from virtual_waggle.compose_model import Healthcheck, Service
-from virtual_waggle.kubernetes_objects import Conversion, Pod, container_ports, encoded, user_numbers
+from virtual_waggle.compose_model import Service
+from virtual_waggle.kubernetes_objects import (
+    Conversion,
+    Pod,
+    container_ports,
+    encoded,
+    is_job,
+    tcp_ports,
+    user_numbers,
+)
 
 _SECRET_NAME = re.compile(
-    r"PASS(WORD|WD|PHRASE)?$|PASSWORD|SECRET|TOKEN|CREDENTIAL|(API|ACCESS|PRIVATE|AUTH)_?KEY", re.I
+    r"PASS(WD|PHRASE)?$|PASSWORD|PWD|SECRET|TOKEN|CREDENTIAL|COOKIE|(API|ACCESS|PRIVATE|AUTH)_?KEY|_KEY$|_AUTH$", re.I
 )
-_SECRET_VALUE = re.compile(r"://[^/\s:@]*:[^@/\s]+@")
+_PATH_NAME = re.compile(r"_(FILE|PATH|DIR)$", re.I)
+_STARTS_IN = 300  # seconds that each may take to start; Compose calls it unhealthy sooner, but kills nobody for that
 
 
 def container(made: Conversion, service: Service, pod: Pod, *, runs_once: bool = False) -> dict[str, Any]:
@@ -26,6 +35,11 @@ def container(made: Conversion, service: Service, pod: Pod, *, runs_once: bool =
         made.lose_key(service, "entrypoint", "Kubernetes has no way to leave out the image's own")
     if service.command:
         found["args"] = [text.literal(word) for word in service.command]
+    elif service.command == () and not service.entrypoint:
+        made.lose_key(service, "command", "Kubernetes has no way to leave out the image's own")
+    for key, words in (("entrypoint", service.entrypoint), ("command", service.command)):
+        if text.command_holds_password(words or ()):
+            made.lose_key(service, key, "holds what looks like a password, in plain")
     if service.working_dir:
         found["workingDir"] = service.working_dir
     found.update(variables(made, service))
@@ -35,8 +49,8 @@ def container(made: Conversion, service: Service, pod: Pod, *, runs_once: bool =
         found["resources"] = resources
     if mounts := storage.mounts(made, service, pod):
         found["volumeMounts"] = mounts
-    if service.healthcheck and not runs_once and "job" not in service.mode:
-        found.update(_probes(service.healthcheck, restarts=service.restart != "no"))
+    if not runs_once:
+        found.update(probes(made, service))
     if security := security_of(made, service):
         found["securityContext"] = security
     if service.stdin_open:
@@ -46,7 +60,8 @@ def container(made: Conversion, service: Service, pod: Pod, *, runs_once: bool =
     if service.privileged:
         made.lose_key(service, "privileged", "is carried over; the cluster may refuse it")
     if service.network_mode and service.network_mode not in ("none", "bridge", "default"):
-        made.lose_key(service, "network_mode", f"{service.network_mode}: a pod has its own network here")
+        why = f"{service.network_mode}: a pod has its own network; what was at localhost is found by its name"
+        made.lose_key(service, "network_mode", why)
     return found
 
 
@@ -81,7 +96,7 @@ def variables(made: Conversion, service: Service) -> dict[str, Any]:
     plain: dict[str, str] = {}
     hidden: dict[str, str] = {}
     env: list[dict[str, Any]] = []
-    source = made.secret_names(f"{service.name}-env")
+    source = made.secret_names(f"{service.name}-env", "environment", service.name)
     for name, value in {**in_files, **service.environment}.items():
         if not text.is_variable(name):
             key = "environment" if name in service.environment else "env_file"
@@ -96,7 +111,7 @@ def variables(made: Conversion, service: Service) -> dict[str, Any]:
             plain[name] = value
     found: dict[str, Any] = {}
     if plain:
-        name = made.config_names(f"{service.name}-env")
+        name = made.config_names(f"{service.name}-env", "environment", service.name)
         made.make("ConfigMap", "v1", name, {"data": plain})
         found["envFrom"] = [{"configMapRef": {"name": name}}]
     if hidden:
@@ -145,7 +160,7 @@ def security_of(made: Conversion, service: Service) -> dict[str, Any]:
     if service.read_only:
         found["readOnlyRootFilesystem"] = True
     capabilities = {
-        key: [name.removeprefix("CAP_") for name in names]
+        key: [name.upper().removeprefix("CAP_") for name in names]
         for key, names in (("add", service.cap_add), ("drop", service.cap_drop))
         if names
     }
@@ -164,15 +179,16 @@ def security_of(made: Conversion, service: Service) -> dict[str, Any]:
     return found
 
 
-def _is_secret(name: str, value: str) -> bool:
-    if _SECRET_VALUE.search(value):
-        return True
-    is_path = name.upper().endswith(("_FILE", "_PATH")) or value.startswith("/")
-    return bool(value and _SECRET_NAME.search(name)) and not is_path
-
-
-def _probes(check: Healthcheck, *, restarts: bool) -> dict[str, Any]:
+def probes(made: Conversion, service: Service) -> dict[str, Any]:
     """Readiness as Compose's health; and what stays unhealthy is started again, where it is started again at all."""
+    check = service.healthcheck
+    if check is None:
+        ports = tcp_ports(service)
+        if service.name not in made.watched or not ports:
+            return {}
+        return {"readinessProbe": {"tcpSocket": {"port": ports[0]}, "periodSeconds": 5, "timeoutSeconds": 3}}
+    if text.command_holds_password(check.test):
+        made.lose_key(service, "healthcheck", "holds what looks like a password, in plain")
     period = max(1, math.ceil(check.interval))
     probe = {
         "exec": {"command": [text.literal(word) for word in check.test]},
@@ -180,11 +196,19 @@ def _probes(check: Healthcheck, *, restarts: bool) -> dict[str, Any]:
         "timeoutSeconds": max(1, math.ceil(check.timeout)),
         "failureThreshold": check.retries,
     }
-    found: dict[str, Any] = {}
-    if check.start_period:
-        # Until it has passed once, the others do not begin.
-        found["startupProbe"] = {**probe, "failureThreshold": check.retries + math.ceil(check.start_period / period)}
-    found["readinessProbe"] = probe
-    if restarts:
-        found["livenessProbe"] = probe
-    return found
+    if is_job(service):
+        return {"readinessProbe": probe}
+    # Until it has passed once, the others do not begin.
+    tries = max(check.retries + math.ceil(check.start_period / period), math.ceil(_STARTS_IN / period))
+    return {
+        "startupProbe": {**probe, "failureThreshold": tries},
+        "readinessProbe": probe,
+        "livenessProbe": probe,
+    }
+
+
+def _is_secret(name: str, value: str) -> bool:
+    if text.holds_password(value):
+        return True
+    is_path = _PATH_NAME.search(name) or re.match(r"/run/secrets(/|$)", value)
+    return bool(value and _SECRET_NAME.search(name)) and not is_path

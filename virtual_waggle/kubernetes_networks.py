@@ -3,18 +3,25 @@
 
 import ipaddress
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from groundwork import files
 from virtual_waggle import compose
-from virtual_waggle import kubernetes_text as text
-from virtual_waggle.compose_model import Place, Port, Service
-from virtual_waggle.kubernetes_objects import Conversion, container_ports, is_address
+from virtual_waggle.compose_model import Port, Service
+from virtual_waggle.kubernetes_objects import INSIDE_ONLY, Conversion, aliases, container_ports, is_address
 
 _ANY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104
 
 
-def services_of(made: Conversion, service: Service, *, headless: bool) -> None:
+# Whom a pod asks for names: the cluster's own service, or a cache of it on the node.
+_NAME_SERVERS = [
+    {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}},
+    {"ipBlock": {"cidr": "169.254.0.0/16"}},
+]
+
+
+def services_of(made: Conversion, service: Service) -> None:
     """How others find it: by its name, its aliases, and from outside by what it publishes."""
     name = made.service_names(service.name)
     if name != service.name:
@@ -27,14 +34,17 @@ def services_of(made: Conversion, service: Service, *, headless: bool) -> None:
         if speakers:
             why += f"; {files.join_names(speakers)} must be told"
         made.lose(service.place, f"services.{service.name}", why)
-    kubernetes_service(made, service, name, headless=headless)
-    for alias, place in _aliases(service):
-        if alias == name or alias in made.made.get("Service", {}):
-            continue
-        if text.legal(alias) == alias and alias not in {made.service_names(other) for other in made.services}:
-            kubernetes_service(made, service, alias, headless=headless)
-        else:
-            made.lose(place, f"services.{service.name}", f"the name {alias} can't be a service's")
+    named_service(made, service, name)
+    if service.name in made.watched:
+        named_service(made, service, made.ready_name(service.name), ready=True)
+    for alias, place in aliases(service):
+        if made.alias_of.get(alias) == service.name:
+            named_service(made, service, alias)
+        elif alias != name:
+            why = f"the name {alias} can't be a service's"
+            if other := made.alias_of.get(alias):
+                why = f"the name {alias} leads to {other} alone"
+            made.lose(place, f"services.{service.name}", why)
     published: dict[tuple[int, str], Port] = {}
     for port in service.ports:
         where = f"services.{service.name}.ports"
@@ -44,7 +54,10 @@ def services_of(made: Conversion, service: Service, *, headless: bool) -> None:
             continue
         if port.host not in _ANY_ADDRESS:
             made.lose(port.place, where, f"the address {port.host} is the host's: the port is open at all of them")
-        published.setdefault((port.published or port.target, port.protocol), port)
+        first = published.setdefault((port.published or port.target, port.protocol), port)
+        if first.target != port.target:
+            why = f"{port.published or port.target} leads to {first.target} already: {port.target} is not published"
+            made.lose(port.place, where, why)
     if not published:
         return
     ports = [
@@ -56,7 +69,7 @@ def services_of(made: Conversion, service: Service, *, headless: bool) -> None:
         }
         for (number, protocol), port in published.items()
     ]
-    outer = outer_names(made, service.name)
+    outer = made.service_names(f"{name}-published", "published", service.name)
     selector = made.labels(service.name)
     made.make("Service", "v1", outer, {"spec": {"type": "LoadBalancer", "selector": selector, "ports": ports}})
     targets = dict.fromkeys((port.target, port.protocol.upper()) for port in published.values())
@@ -66,17 +79,17 @@ def services_of(made: Conversion, service: Service, *, headless: bool) -> None:
         "policyTypes": ["Ingress"],
         "ingress": [{"ports": rules}],
     }
-    made.make("NetworkPolicy", "networking.k8s.io/v1", outer, {"spec": spec})
+    policy(made, f"{name}-published", ("published", service.name), spec)
 
 
-def outer_names(made: Conversion, service: str) -> str:
-    """The name of the Service and the NetworkPolicy for what a service publishes."""
-    return made.service_names(f"{made.service_names(service)}-published")
+def named_service(made: Conversion, service: Service, name: str, *, ready: bool = False) -> None:
+    """A Service that makes a name known: the addresses of the service's pods, with all their ports, as in Compose.
 
-
-def kubernetes_service(made: Conversion, service: Service, name: str, *, headless: bool) -> None:
-    """A Service of this name for all ports that the service says it has."""
-    spec: dict[str, Any] = {"clusterIP": "None"} if headless else {}
+    With ``ready`` those of ready pods alone; else a pod finds its own name, and others of its kind, from the start.
+    """
+    spec: dict[str, Any] = {"clusterIP": "None"}
+    if not ready:
+        spec["publishNotReadyAddresses"] = True
     spec["selector"] = made.labels(service.name)
     if ports := container_ports(service):
         spec["ports"] = [
@@ -93,48 +106,42 @@ def kubernetes_service(made: Conversion, service: Service, name: str, *, headles
 
 def network_policies(made: Conversion) -> None:
     """A policy for each network that a service is on, and for those that are on none."""
-    on_it: dict[str, list[Service]] = {}
     for service in made.services.values():
-        for attachment in service.networks:
-            on_it.setdefault(attachment.network, []).append(service)
-        if service.network_mode == "none" and service.name not in made.awaited:
+        if made.is_cut_off(service) and service.name not in made.awaited:
             spec: dict[str, Any] = {
                 "podSelector": {"matchLabels": made.labels(service.name)},
                 "policyTypes": ["Ingress", "Egress"],
             }
-            made.make("NetworkPolicy", "networking.k8s.io/v1", made.service_names(service.name), {"spec": spec})
-    for key in on_it:
+            policy(made, service.name, ("none", service.name), spec)
+    used = dict.fromkeys(one.network for service in made.services.values() for one in service.networks)
+    for key in used:
         network = made.stack.networks[key]
+        label = made.network_label(key)
         if network.external:
-            why = f"who else is on it must have the label {made.network_label(key)}: yes"
+            why = f"who else is on it must have the label {label}: yes"
             made.lose(network.place, f"networks.{key}", why)
         if network.driver not in ("", "bridge", "overlay"):
             made.lose(network.place, f"networks.{key}", f"the driver {network.driver} is not carried over")
-        members = {"podSelector": {"matchLabels": {made.network_label(key): "yes"}}}
+        members = {"podSelector": {"matchLabels": {label: "yes"}}}
         spec = {**members, "policyTypes": ["Ingress"], "ingress": [{"from": [members]}]}
-        name = f"network-{made.network_names(key)}"
-        made.make("NetworkPolicy", "networking.k8s.io/v1", name, {"spec": spec})
+        policy(made, f"network-{network.name}", ("network", network.name), spec)
         if network.internal:
-            inside = {**members["podSelector"]["matchLabels"], "compose.network/inside-only": "yes"}
             names = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
             spec = {
-                "podSelector": {"matchLabels": inside},
+                "podSelector": {"matchLabels": {label: "yes", INSIDE_ONLY: "yes"}},
                 "policyTypes": ["Egress"],
-                "egress": [{"to": [members]}, {"ports": names}],
+                "egress": [{"to": [members]}, {"to": _NAME_SERVERS, "ports": names}],
             }
-            made.make("NetworkPolicy", "networking.k8s.io/v1", f"{name}-inside", {"spec": spec})
+            policy(made, f"network-{network.name}-inside", ("inside", network.name), spec)
+
+
+def policy(made: Conversion, name: str, of: Sequence[str], spec: Mapping[str, Any]) -> None:
+    """A NetworkPolicy; ``of`` tells what it is for."""
+    made.make("NetworkPolicy", "networking.k8s.io/v1", made.policy_names(name, *of), {"spec": spec})
 
 
 def _is_loopback(host: str) -> bool:
     return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def _aliases(service: Service) -> list[tuple[str, Place]]:
-    """Other names that others may know it by."""
-    found = {alias: one.place for one in service.networks for alias in one.aliases}
-    if service.container_name and service.network_mode in ("", "bridge", "default"):
-        found.setdefault(service.container_name, service.places["container_name"])
-    return list(found.items())
 
 
 def _texts_of(service: Service) -> list[str]:

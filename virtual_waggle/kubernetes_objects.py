@@ -5,12 +5,16 @@ import base64
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from virtual_waggle import kubernetes_text as text
-from virtual_waggle.compose_model import Condition, Place, Service, Stack
+from virtual_waggle.compose_model import Condition, Material, Place, Service, Stack, Volume
+
+_INSIDE_ONLY = "inside-only"
+INSIDE_ONLY = f"compose.network/{_INSIDE_ONLY}"  # label of pods of which all networks are internal
+_LARGEST_ID = (1 << 31) - 1  # of a user or group
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,17 @@ class Pod:
     """Parts of a pod that containers add to; ``owner`` is the service that the pod is for."""
 
     owner: str
-    volumes: dict[str, dict[str, Any]]
-    inits: dict[str, dict[str, Any]]
+    volumes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    inits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    names: text.Names = field(default_factory=text.Names)  # of its volumes
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim on storage; ``users`` are the services whose pods mount it, and where the file says so."""
+
+    annotations: Mapping[str, str]
+    users: dict[str, Place] = field(default_factory=dict)
 
 
 class Conversion:
@@ -52,21 +65,23 @@ class Conversion:
         self.part_of = text.legal(stack.name)
         self.losses: list[Loss] = []
         self.made: dict[str, dict[str, dict[str, Any]]] = {}  # kind -> name -> document
-        self.service_names = text.Names()
-        self.claimed: dict[str, str] = {}  # claim -> what it is for
-        self.config_names = text.Names()
-        self.secret_names = text.Names()
-        self.network_names = text.Names()
+        self.service_names = text.Names()  # of workloads and Services
+        self.config_names = text.Names(_external(stack.configs))
+        self.secret_names = text.Names(_external(stack.secrets))
+        self.claim_names = text.Names(_external(stack.volumes))
+        self.network_names = text.Names([_INSIDE_ONLY])
+        self.policy_names = text.Names()
+        self.claims: dict[str, Claim] = {}
+        self.awaited = self._waited_for(Condition.COMPLETED)  # run to their end before others begin
+        self.watched = self._waited_for(Condition.HEALTHY) - self.awaited
+        self._before: dict[str, list[Service]] = {}
         for service in services:
             self.service_names(service.name)
-        self.awaited = {  # run to their end before others begin
-            dependency.service
-            for service in services
-            for dependency in service.depends_on
-            if dependency.condition is Condition.COMPLETED and dependency.service in self.services
-        }
-        self.users_of: dict[str, set[str]] = {}  # claim -> services
-        self.shared: dict[str, Place] = {}
+        self.alias_of: dict[str, str] = {}  # a name that leads to this service too
+        for service in services:
+            for alias, _ in () if service.name in self.awaited else aliases(service):
+                if text.legal(alias) == alias and self.service_names.take(alias):
+                    self.alias_of[alias] = service.name
 
     def lose(self, place: Place, name: str, why: str) -> None:
         """Note something that is not carried over."""
@@ -77,7 +92,7 @@ class Conversion:
         self.lose(service.places.get(key, service.place), f"services.{service.name}.{key}", why)
 
     def make(self, kind: str, api: str, name: str, body: Mapping[str, Any], **metadata: Any) -> None:
-        """Add an object; one of that kind and name that is there already stays."""
+        """Add an object, perhaps one that is there already.  Two that differ can't have one name."""
         place = {"namespace": self.namespace} if self.namespace and kind != "Namespace" else {}
         document = {
             "apiVersion": api,
@@ -85,27 +100,93 @@ class Conversion:
             "metadata": {"name": name, **place, "labels": self.labels(), **metadata},
             **body,
         }
-        self.made.setdefault(kind, {}).setdefault(name, document)
+        if self.made.setdefault(kind, {}).setdefault(name, document) != document:
+            raise RuntimeError(f"two different {kind}s are called {name}")
 
     def labels(self, service: str = "") -> dict[str, str]:
         own = {"app.kubernetes.io/name": self.service_names(service)} if service else {}
         return {**own, "app.kubernetes.io/part-of": self.part_of}
 
     def network_label(self, network: str) -> str:
-        return f"compose.network/{self.network_names(network)}"
+        """The label of the pods on a network: by its real name, as other stacks have networks of the same key."""
+        return f"compose.network/{self.network_names(self.stack.networks[network].name)}"
 
     def network_labels(self, service: Service) -> dict[str, str]:
-        found = {self.network_label(one.network): "yes" for one in service.networks}
-        if service.networks and all(self.stack.networks[one.network].internal for one in service.networks):
-            found["compose.network/inside-only"] = "yes"
+        """Those of the service's pod."""
+        networks = self.networks_of(service)
+        found = {self.network_label(network): "yes" for network in networks}
+        if networks and all(self.stack.networks[network].internal for network in networks):
+            found[INSIDE_ONLY] = "yes"
         return found
+
+    def networks_of(self, service: Service) -> list[str]:
+        """The keys of the networks that its pod is on: the service's own, and those of what runs in the pod before."""
+        found = [network for one in (service, *self.before(service)) for network in self.own_networks(one)]
+        return list(dict.fromkeys(found))
+
+    def own_networks(self, service: Service) -> list[str]:
+        """Its own; ``network_mode: service:other`` has the other's."""
+        mode, _, other = service.network_mode.partition(":")
+        if mode == "service" and other in self.services:
+            service = self.services[other]
+        return [one.network for one in service.networks]
+
+    def is_cut_off(self, service: Service) -> bool:
+        """Whether its pod reaches nothing and is reached by nothing."""
+        return service.network_mode == "none" and not self.networks_of(service)
+
+    def before(self, service: Service) -> list[Service]:
+        """The services that run to their end in its pod before it, in their order."""
+        if service.name not in self._before:
+            found: dict[str, Service] = {}
+            for dependency in service.depends_on:
+                if dependency.condition is Condition.COMPLETED and dependency.service in self.services:
+                    other = self.services[dependency.service]
+                    found.update((one.name, one) for one in (*self.before(other), other))
+            self._before[service.name] = list(found.values())
+        return self._before[service.name]
+
+    def ready_name(self, service: str) -> str:
+        """A name that is known while a pod of the service is ready."""
+        return self.service_names(f"{self.service_names(service)}-ready", "ready", service)
+
+    def _waited_for(self, condition: Condition) -> set[str]:
+        return {
+            dependency.service
+            for service in self.services.values()
+            for dependency in service.depends_on
+            if dependency.condition is condition and dependency.service in self.services
+        }
+
+
+def is_job(service: Service) -> bool:
+    """Whether it is not started again when it has ended."""
+    return "job" in service.mode or (service.restart == "no" and service.mode == "replicated")
+
+
+def aliases(service: Service) -> list[tuple[str, Place]]:
+    """Other names that others may know it by."""
+    found = {alias: one.place for one in service.networks for alias in one.aliases}
+    if service.container_name and service.network_mode in ("", "bridge", "default"):
+        found.setdefault(service.container_name, service.places["container_name"])
+    return list(found.items())
+
+
+def _external(parts: Mapping[str, Material] | Mapping[str, Volume]) -> list[str]:
+    """The names of those that are there already."""
+    return [text.legal(one.name) for one in parts.values() if one.external]
 
 
 def user_numbers(user: str) -> tuple[int | None, int | None]:
     """The numbers of ``user[:group]``, each None where it is none; root is 0."""
     name, _, group = user.partition(":")
-    found = [0 if one == "root" else int(one) if re.fullmatch(r"\d{1,10}", one) else None for one in (name, group)]
-    return found[0], found[1]
+    return _number(name), _number(group)
+
+
+def _number(name: str) -> int | None:
+    if name == "root":
+        return 0
+    return int(name) if re.fullmatch(r"\d{1,10}", name) and int(name) <= _LARGEST_ID else None
 
 
 def encoded(content: bytes) -> str:

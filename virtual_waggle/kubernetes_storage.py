@@ -2,29 +2,41 @@
 """What a pod mounts: claims for volumes and folders of the host, ConfigMaps and Secrets for files, memory for tmpfs."""
 
 import re
+import stat
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from virtual_waggle import kubernetes_text as text
-from virtual_waggle.compose_model import Material, Mount, MountKind, Service
-from virtual_waggle.kubernetes_objects import Conversion, Pod, encoded, user_numbers
+from virtual_waggle.compose_model import Material, Mount, MountKind, Service, Volume
+from virtual_waggle.kubernetes_objects import Claim, Conversion, Pod, encoded, user_numbers
 
 _LARGEST_CONFIGMAP = 900 << 10  # bytes; Kubernetes' limit of 1 MiB counts more than the contents
 _MOST_FILES = 100  # of a folder that becomes a ConfigMap
-_SECRET_FILE = re.compile(r"passw|secret|token|credential|\.key$|\.p12$|key\.pem$|^id_[a-z0-9]+$", re.I)
+_SECRET_FILE = re.compile(
+    r"passw|secret|token|credential|\.key$|\.p12$|key\.pem$|^id_[a-z0-9]+$|^\.env|^\.pgpass$|^\.netrc$", re.I
+)
+_PRIVATE_KEY = b"PRIVATE KEY-----"
 _HOSTS_OWN = ("/proc", "/sys", "/dev", "/run", "/var/run", "/etc", "/lib/modules", "/boot", "/var/lib/docker")
+# Where programs look for their configuration, scripts or pages, and write nothing.
+_ONLY_READ = re.compile(r"/(usr/local/)?etc/.+|/docker-entrypoint.*|/.+\.d|/usr/.+/(html|htdocs)")
+_FILE_NAME = re.compile(r"[^/]\.(?!d$)[A-Za-z]\w*$")
+_EXECUTABLE = 0o555
 
 
 def mounts(made: Conversion, service: Service, pod: Pod) -> list[dict[str, Any]]:
     """The container's ``volumeMounts``; the pod gets the volumes."""
     found: dict[str, dict[str, Any]] = {}  # by path: one place has one mount
+    base = made.service_names(service.name)
     for number, mount in enumerate(service.mounts):
-        name = f"{made.service_names(service.name)}-{number}"
-        if row := mounted(made, service, mount, name, pod):
-            found[mount.target] = {**row, "mountPath": mount.target.rstrip("/") or "/"}
+        path = mount.target.rstrip("/") or "/"
+        if row := mounted(made, service, mount, pod.names(f"{base}-{number}", service.name), pod):
+            if path in found:
+                made.lose(mount.place, f"services.{service.name}.volumes", f"{path} is mounted twice: the last counts")
+            found[path] = {**row, "mountPath": path}
     if service.shm_size:
-        name = f"{made.service_names(service.name)}-shm"
+        name = pod.names(f"{base}-shm", service.name)
         pod.volumes[name] = _memory(service.shm_size)
         found["/dev/shm"] = {"name": name, "mountPath": "/dev/shm"}  # noqa: S108
     found.update(granted(made, service, pod))
@@ -33,43 +45,59 @@ def mounts(made: Conversion, service: Service, pod: Pod) -> list[dict[str, Any]]
 
 def mounted(made: Conversion, service: Service, mount: Mount, name: str, pod: Pod) -> dict[str, Any] | None:
     """One mount, but for its path; None where it can't be carried over.  A volume only of it is called ``name``."""
-    read_only = {"readOnly": True} if mount.read_only else {}
+    where = f"services.{service.name}.volumes"
     if mount.kind is MountKind.TMPFS:
         pod.volumes[name] = _memory(mount.size)
         return {"name": name}
     if mount.kind is MountKind.VOLUME and not mount.source:
-        why = "a volume without a name is empty again in each new pod"
-        made.lose(mount.place, f"services.{service.name}.volumes", why)
+        made.lose(mount.place, where, "a volume without a name is empty again in each new pod")
         pod.volumes[name] = {"emptyDir": {}}
         return {"name": name}
     if mount.kind is MountKind.VOLUME:
-        claim = volume_claim(made, service, mount, pod)
+        volume = made.stack.volumes[mount.source]
+        claim = volume_claim(made, volume, mount, pod)
+        top = "" if volume.external else text.legal(volume.key)
     elif row := carried_files(made, service, mount, name, pod):
         return row
-    elif _is_hosts_own(mount.source):
-        why = f"{mount.source} is the host's own; no pod sees it here"
-        if mount.source in ("/etc/localtime", "/etc/timezone"):
-            why = "a pod's time zone is set by the variable TZ"
-        made.lose(mount.place, f"services.{service.name}.volumes", why)
+    elif why := no_claim(mount):
+        made.lose(mount.place, where, why)
         return None
     else:
-        claim = make_claim(made, mount, pod, Path(mount.source).name or "root", mount.source)
+        top = text.legal(Path(mount.source).name or "root")
+        claim = claim_for(made, mount, pod, made.claim_names(top, "folder", mount.source), {})
         why = f"{mount.source} of this machine is not carried over; the claim {claim} begins empty"
-        made.lose(mount.place, f"services.{service.name}.volumes", why)
-    volume = f"claim-{claim}"
-    pod.volumes[volume] = {"persistentVolumeClaim": {"claimName": claim}}
-    return {"name": volume, **read_only, **({"subPath": mount.subpath} if mount.subpath else {})}
+        made.lose(mount.place, where, why)
+    shown = pod.names(f"claim-{claim}", "claim")
+    pod.volumes[shown] = {"persistentVolumeClaim": {"claimName": claim}}
+    # Not the top of a new file system: that is not empty, and databases want an empty folder.
+    inside = "/".join(part for part in (top, mount.subpath.strip("/")) if part)
+    read_only = {"readOnly": True} if mount.read_only else {}
+    return {"name": shown, **read_only, **({"subPath": inside} if inside else {})}
 
 
-def volume_claim(made: Conversion, service: Service, mount: Mount, pod: Pod) -> str:
+def no_claim(mount: Mount) -> str:
+    """Why something of this machine gets no claim: a claim is a folder, and the host's own is not ours to replace."""
+    if mount.source in ("/etc/localtime", "/etc/timezone"):
+        return "a pod's time zone is set by the variable TZ"
+    if _is_hosts_own(mount.source):
+        return f"{mount.source} is the host's own; no pod sees it here"
+    mode = _mode(Path(mount.source))
+    if mode is None and _FILE_NAME.search(mount.target):
+        return f"{mount.source} is not there, and looks like a file: nothing is mounted"
+    if mode is not None and not stat.S_ISDIR(mode):
+        return f"{mount.source} is no folder, and none of the files that are carried along: nothing is mounted"
+    return ""
+
+
+def volume_claim(made: Conversion, volume: Volume, mount: Mount, pod: Pod) -> str:
     """The name of the claim for a named volume."""
-    volume = made.stack.volumes[mount.source]
     where = f"volumes.{volume.key}"
     if volume.external:
         claim = text.legal(volume.name)
         made.lose(volume.place, where, f"is external: the claim {claim} must be there already")
         return claim
-    claim = make_claim(made, mount, pod, volume.key, f"volumes {volume.key}", volume.labels)
+    notes = {key: value for key, value in volume.labels.items() if text.is_annotation(key)}
+    claim = claim_for(made, mount, pod, made.claim_names(volume.key, "volume"), notes)
     if volume.driver not in ("", "local") or volume.options:
         made.lose(volume.place, where, "its driver is not carried over: the claim takes the cluster's storage")
     why = f"the claim {claim} asks for {made.storage} and begins empty; Docker copies in what the image has there"
@@ -77,70 +105,75 @@ def volume_claim(made: Conversion, service: Service, mount: Mount, pod: Pod) -> 
     return claim
 
 
-def make_claim(
-    made: Conversion, mount: Mount, pod: Pod, name: str, key: str, labels: Mapping[str, str] | None = None
-) -> str:
-    """A claim; the same ``key`` has the same one."""
-    claim = next((known for known, one in made.claimed.items() if one == key), None)
-    if claim is None:
-        claim = text.legal(name)
-        while claim in made.claimed:
-            claim += "-2"
-        made.claimed[claim] = key
-    users = made.users_of.setdefault(claim, set())
-    users.add(pod.owner)
-    owner = made.services[pod.owner]
-    several = len(users) > 1 or owner.replicas > 1 or owner.mode == "global"
-    if several:
-        made.shared.setdefault(claim, mount.place)
-    annotations = {key: value for key, value in (labels or {}).items() if text.is_annotation(key)}
-    spec = {
-        "accessModes": ["ReadWriteMany" if claim in made.shared else "ReadWriteOnce"],
-        "resources": {"requests": {"storage": made.storage}},
-    }
-    made.made.get("PersistentVolumeClaim", {}).pop(claim, None)
-    more = {"annotations": annotations} if annotations else {}
-    made.make("PersistentVolumeClaim", "v1", claim, {"spec": spec}, **more)
+def claim_for(made: Conversion, mount: Mount, pod: Pod, claim: str, notes: Mapping[str, str]) -> str:
+    """Note that the pod uses this claim."""
+    made.claims.setdefault(claim, Claim(notes)).users.setdefault(pod.owner, mount.place)
     return claim
+
+
+def claims(made: Conversion) -> None:
+    """The claims that pods use."""
+    for name, claim in made.claims.items():
+        owners = [made.services[owner] for owner in claim.users]
+        many = [one for at, one in enumerate(owners) if at or one.replicas > 1 or one.mode == "global"]
+        if many:
+            why = "several pods write it: the cluster needs storage for many writers"
+            made.lose(claim.users[many[0].name], f"volumes.{name}", why)
+        spec = {
+            "accessModes": ["ReadWriteMany" if many else "ReadWriteOnce"],
+            "resources": {"requests": {"storage": made.storage}},
+        }
+        more = {"annotations": dict(claim.annotations)} if claim.annotations else {}
+        made.make("PersistentVolumeClaim", "v1", name, {"spec": spec}, **more)
 
 
 def carried_files(made: Conversion, service: Service, mount: Mount, name: str, pod: Pod) -> dict[str, Any] | None:
     """A file, or a folder that is only read, that lies beside the Compose file, as ConfigMap or Secret."""
     source = Path(mount.source)
-    if not any(source.is_relative_to(folder) for folder in made.beside):
+    mode = _mode(source)
+    if mode is None or not any(source.is_relative_to(folder) for folder in made.beside):
         return None
-    if source.is_file():
+    is_folder = stat.S_ISDIR(mode)
+    if stat.S_ISREG(mode):
         contents = _contents([source], source.parent)
-    elif source.is_dir() and mount.read_only:
-        contents = _contents(sorted(path for path in source.rglob("*") if path.is_file()), source)
+    elif is_folder and (mount.read_only or _ONLY_READ.fullmatch(mount.target.rstrip("/"))):
+        contents = _contents(_files_in(source), source)
     else:
         return None
     if not contents:
         return None
-    where = f"services.{service.name}.volumes"
     if not mount.read_only:
+        where = f"services.{service.name}.volumes"
         made.lose(mount.place, where, f"{source.name} is carried along, and can't be written in the pod")
-    is_secret = any(_SECRET_FILE.search(Path(path).name) for path in contents)
-    reference = keep(made, f"{service.name}-{source.name}", contents, is_secret=is_secret)
-    if source.is_file():
-        pod.volumes[name] = reference
-        return {"name": name, "subPath": text.data_key(source.name), "readOnly": True}
-    items = [{"key": text.data_key(path), "path": path} for path in contents]
-    kind = next(iter(reference))
-    pod.volumes[name] = {kind: {**reference[kind], "items": items}}
-    return {"name": name, "readOnly": True}
+    is_secret = any(
+        _SECRET_FILE.search(Path(path).name) or _PRIVATE_KEY in content for path, content in contents.items()
+    )
+    kept = f"{service.name}-{source.name}"
+    kind, reference = keep(made, kept, contents, (service.name, str(source)), is_secret=is_secret)
+    items = []
+    for path in contents:
+        file = source / path if is_folder else source
+        items.append({"key": text.data_key(path), "path": path, **_executable(file)})
+    if is_folder:
+        pod.volumes[name] = {kind: {**reference, "items": items}}
+        return {"name": name, "readOnly": True}
+    shown = {"defaultMode": _EXECUTABLE} if "mode" in items[0] else {}
+    pod.volumes[name] = {kind: {**reference, **shown}}
+    return {"name": name, "subPath": text.data_key(source.name), "readOnly": True}
 
 
-def keep(made: Conversion, name: str, contents: Mapping[str, bytes], *, is_secret: bool) -> dict[str, dict[str, Any]]:
-    """Make a ConfigMap or Secret of these; the volume that shows it."""
+def keep(
+    made: Conversion, name: str, contents: Mapping[str, bytes], of: Sequence[str], *, is_secret: bool
+) -> tuple[str, dict[str, Any]]:
+    """Make a ConfigMap or Secret of these; the kind of volume that shows it, and how that names it."""
     if is_secret:
-        kept = made.secret_names(name)
+        kept = made.secret_names(name, *of)
         data = {text.data_key(path): encoded(content) for path, content in contents.items()}
         made.make("Secret", "v1", kept, {"type": "Opaque", "data": data})
-        return {"secret": {"secretName": kept}}
-    kept = made.config_names(name)
+        return "secret", {"secretName": kept}
+    kept = made.config_names(name, *of)
     made.make("ConfigMap", "v1", kept, _config_data(contents))
-    return {"configMap": {"name": kept}}
+    return "configMap", {"name": kept}
 
 
 def granted(made: Conversion, service: Service, pod: Pod) -> dict[str, dict[str, Any]]:
@@ -154,19 +187,20 @@ def granted(made: Conversion, service: Service, pod: Pod) -> dict[str, dict[str,
     ):
         for grant in grants:
             name, key = material(made, service, kind, known[grant.source])
-            mode = {"mode": grant.mode} if grant.mode is not None else {}
-            folder, _, file = grant.target.rpartition("/")
+            file = known[grant.source].file
+            mode = {"mode": grant.mode} if grant.mode is not None else _executable(file) if file else {}
+            folder, _, last = grant.target.rpartition("/")
             if folder == "/run/secrets" and kind == "secret":
-                source = {"name": name, "items": [{"key": key, "path": file, **mode}]}
+                source = {"name": name, "items": [{"key": key, "path": last, **mode}]}
                 in_folder.append({kind: source})
                 continue
-            volume = f"{base}-{kind.lower()}-{text.legal(grant.source)}"[:63].rstrip("-")
+            volume = pod.names(f"{base}-{kind.lower()}-{grant.source}", service.name, grant.target)
             reference: dict[str, Any] = {"secretName": name} if kind == "secret" else {"name": name}
             pod.volumes[volume] = {kind: {**reference, "items": [{"key": key, "path": key, **mode}]}}
             found[grant.target] = {"name": volume, "mountPath": grant.target, "subPath": key, "readOnly": True}
     if in_folder:
         shown = 0o440 if user_numbers(service.user)[0] else 0o444  # another user's pod has its group
-        volume = f"{base}-secrets"
+        volume = pod.names(f"{base}-secrets", service.name)
         pod.volumes[volume] = {"projected": {"defaultMode": shown, "sources": in_folder}}
         found["/run/secrets"] = {"name": volume, "mountPath": "/run/secrets", "readOnly": True}
     return found
@@ -181,7 +215,7 @@ def material(made: Conversion, service: Service, kind: str, given: Material) -> 
         name = text.legal(given.name)
         made.lose(given.place, where, f"is external: {name} with the key {key} must be there already")
         return name, key
-    name = names(given.key)
+    name = names(given.key, "of the file")
     if given.missing:
         made.lose(given.place, where, f"can't read {given.file}: make {name} with the key {key} by hand")
     elif kind == "secret":
@@ -203,6 +237,26 @@ def _config_data(contents: Mapping[str, bytes]) -> dict[str, dict[str, str]]:
         except UnicodeDecodeError:
             binary[key] = encoded(content)
     return {name: data for name, data in (("data", plain), ("binaryData", binary)) if data}
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The files of a folder and those below it; some of them where there are too many."""
+    found = (path for path in folder.rglob("*") if stat.S_ISREG(_mode(path) or 0))
+    return sorted(islice(found, _MOST_FILES + 1))
+
+
+def _mode(path: Path) -> int | None:
+    """What kind of thing this is and who may do what with it; None where nothing is seen."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return None
+
+
+def _executable(path: Path) -> dict[str, int]:
+    """The mode of a file that is a program; others have the default."""
+    mode = _mode(path)
+    return {"mode": _EXECUTABLE} if mode is not None and mode & 0o111 else {}
 
 
 def _contents(paths: Sequence[Path], top: Path) -> dict[str, bytes]:

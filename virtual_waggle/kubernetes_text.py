@@ -12,24 +12,43 @@ _LONGEST_NAME = 52  # characters: a label has 63, and controllers add up to 11
 _LABEL_PART = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
+# user:password@ in a URL or before a host, password=, a program's option; what refers to a variable is none.
+_PASSWORD = re.compile(
+    r"://[^/\s:@]*:[^@\s]+@|(?<![^\s\"'=])[^:/\s@]+:[^@/\s][^@\s]*@|(password|passwd|pwd)=(?![\"']?\$)[^\s;&]",
+    re.I,
+)
+_PASSWORD_OPTION = re.compile(
+    r"(?<!\S)--?[\w-]*(pass|passwd|password|secret|token|api-?key)[ =](?![\"']?[$/])\S"
+    r"|\bmysql\w*\s.*(?<!\S)-p(?![\"']?\$)\S",
+    re.I,
+)
 _OPERATORS = re.compile(r"\$+(?=\()|\${2,}")
 
 
 class Names:
     """Names of one kind of object: legal and unique, the same for the same wishes in the same order."""
 
-    def __init__(self) -> None:
-        self._given: dict[str, str] = {}
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+        self._given: dict[tuple[str, ...], str] = {}
 
-    def __call__(self, wanted: str) -> str:
-        """The name for ``wanted``, always the same one."""
-        if wanted not in self._given:
+    def __call__(self, wanted: str, *of: str) -> str:
+        """A name like ``wanted`` for the thing that ``wanted`` and ``of`` tell: always the same one, and no other's."""
+        key = (wanted, *of)
+        if key not in self._given:
             base = legal(wanted)
             name, number = base, 2
-            while name in self._given.values():
+            while not self.take(name):
                 name, number = f"{base[: _LONGEST_NAME - 4]}-{number}", number + 1
-            self._given[wanted] = name
-        return self._given[wanted]
+            self._given[key] = name
+        return self._given[key]
+
+    def take(self, name: str) -> bool:
+        """Have just this name; False where it is taken."""
+        if name in self._taken:
+            return False
+        self._taken.add(name)
+        return True
 
 
 def legal(wanted: str) -> str:
@@ -55,6 +74,11 @@ def is_label_value(text: str) -> bool:
     return not text or _LABEL_PART.fullmatch(text) is not None
 
 
+def is_subdomain(text: str) -> bool:
+    """Whether this is a name of the domain name system, its labels parted by dots."""
+    return len(text) <= 253 and _SUBDOMAIN.fullmatch(text) is not None
+
+
 def is_hostname(text: str) -> bool:
     """Whether this can be a pod's host name."""
     return len(text) <= 63 and re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", text) is not None
@@ -63,6 +87,17 @@ def is_hostname(text: str) -> bool:
 def is_variable(name: str) -> bool:
     """Whether a variable may have this name."""
     return _VARIABLE.fullmatch(name) is not None
+
+
+def holds_password(text: str) -> bool:
+    """Whether a value looks as if a password stood in it."""
+    return _PASSWORD.search(text) is not None
+
+
+def command_holds_password(words: Iterable[str]) -> bool:
+    """The same of a command."""
+    line = " ".join(words)
+    return holds_password(line) or _PASSWORD_OPTION.search(line) is not None
 
 
 def data_key(wanted: str) -> str:

@@ -52,7 +52,9 @@ def add(commands: "_SubParsersAction[ArgumentParser]") -> None:
     made.add_argument("--namespace", default="", metavar="NAME", help="to make and to put all into")
     made.add_argument("--profile", action="append", default=[], metavar="NAME", help="services of it too; * is all")
     made.add_argument("--storage", metavar="SIZE", help="that each claim asks for (default: 1Gi)")
-    made.add_argument("--wait-image", metavar="IMAGE", help="for waiting for other services; needs a shell and nc")
+    made.add_argument(
+        "--wait-image", metavar="IMAGE", help="for waiting for other services; needs a shell, and getent or nslookup"
+    )
     made.add_argument("--secrets", action="store_true", help="also where they go to standard output")
     made.add_argument("--json", action="store_true", help="what was made and what is lost, as JSON; needs --output")
 

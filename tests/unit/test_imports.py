@@ -29,7 +29,8 @@ PURE = (
     "virtual_waggle/compose_model.py",
     "virtual_waggle/compose_tree.py",
     "virtual_waggle/kubernetes.py",
-    *(f"virtual_waggle/kubernetes_{part}.py" for part in ("containers", "networks", "objects", "storage", "text")),
+    *(f"virtual_waggle/kubernetes_{part}.py" for part in ("containers", "inits", "networks", "objects")),
+    *(f"virtual_waggle/kubernetes_{part}.py" for part in ("pods", "storage", "text")),
     "virtual_waggle/message.py",
     "virtual_waggle/variables.py",
 )

@@ -5,7 +5,6 @@ import base64
 import functools
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import kubernetes_validate.utils
@@ -16,6 +15,7 @@ from hypothesis import strategies as some
 
 from groundwork.errors import InputError
 from tests.unit.virtual_waggle.compose import FOLDER, SHAPES, VARIABLES, shape
+from tests.unit.virtual_waggle.manifests import container, convert, kinds, losses, one, pod
 from virtual_waggle import compose, kubernetes, kubernetes_text
 from virtual_waggle.compose_tree import parse
 from virtual_waggle.kubernetes import Manifests
@@ -34,36 +34,6 @@ def schemas_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @functools.cache
 def converted(name: str) -> Manifests:
     return kubernetes.convert(shape(name), profiles=["*"])
-
-
-def convert(folder: Path, text: str, **options: Any) -> Manifests:
-    (folder / "compose.yaml").write_text(text)
-    return kubernetes.convert(compose.load(folder / "compose.yaml", {}, name="demo"), **options)
-
-
-def one(found: Manifests, kind: str, name: str) -> dict[str, Any]:
-    return next(one for one in found.documents if (one["kind"], one["metadata"]["name"]) == (kind, name))
-
-
-def kinds(found: Manifests) -> dict[str, list[str]]:
-    result: dict[str, list[str]] = {}
-    for document in found.documents:
-        result.setdefault(document["kind"], []).append(document["metadata"]["name"])
-    return result
-
-
-def pod(found: Manifests, kind: str, name: str) -> dict[str, Any]:
-    spec: dict[str, Any] = one(found, kind, name)["spec"]["template"]["spec"]
-    return spec
-
-
-def container(found: Manifests, kind: str, name: str) -> dict[str, Any]:
-    first: dict[str, Any] = pod(found, kind, name)["containers"][0]
-    return first
-
-
-def losses(found: Manifests) -> dict[str, str]:
-    return {loss.name: loss.why for loss in found.losses}
 
 
 # ------------------------------------------------------------------------------------------------------- all shapes
@@ -89,7 +59,7 @@ def test_names_are_unique_and_references_lead_somewhere(name: str) -> None:
     names = [(document["kind"], document["metadata"]["name"]) for document in found.documents]
     assert len(set(names)) == len(names)
     allowed = {  # what is external
-        *("their-volume", "signing-key"),
+        *("their-volume", "signing-key", "data"),
     }
     for document in found.documents:
         spec = document.get("spec", {})
@@ -135,7 +105,10 @@ def test_what_has_a_volume_becomes_a_statefulset() -> None:
     assert kinds(converted("web-db-redis"))["StatefulSet"] == ["db"]
     assert kinds(converted("web-db-redis"))["Deployment"] == ["cache", "web"]
     mounts = container(converted("web-db-redis"), "StatefulSet", "db")["volumeMounts"]
-    assert mounts == [{"name": "claim-db-data", "mountPath": "/var/lib/postgresql/data"}]
+    assert mounts == [
+        # a new file system is not empty: databases want a folder
+        {"name": "claim-db-data", "subPath": "db-data", "mountPath": "/var/lib/postgresql/data"}
+    ]
 
 
 def test_global_services_jobs_and_replicas() -> None:
@@ -178,19 +151,19 @@ def test_probes_come_from_the_healthcheck() -> None:
         "failureThreshold": 10,
     }
     assert db["readinessProbe"] == db["livenessProbe"] == probe
-    assert db["startupProbe"] == {**probe, "failureThreshold": 14}
+    assert db["startupProbe"] == {**probe, "failureThreshold": 60}  # 5 minutes
     assert "readinessProbe" not in container(converted("healthchecks"), "Deployment", "disabled")
 
 
 def test_what_is_to_end_first_is_an_init_container_behind_what_it_waits_for() -> None:
     inits = pod(converted("web-db-redis"), "Deployment", "web")["initContainers"]
     assert [init["name"] for init in inits] == ["wait-for-db", "migrations"]
-    assert inits[0]["command"][-1] == "db"  # it has no port that we know: its name is waited for
+    assert inits[0]["command"][-1] == "db-ready"
     assert inits[1]["args"] == ["python", "manage.py", "migrate", "--noinput"]
     assert "migrations" not in kinds(converted("web-db-redis"))["Deployment"]
     assert "probe" not in str(inits[1]).lower()
     mqtt = pod(converted("mqtt-nodered"), "StatefulSet", "node-red")["initContainers"][0]
-    assert mqtt["command"][-2:] == ["mosquitto", "1883"]
+    assert mqtt["command"][-1] == "mosquitto-ready"
     assert "$$(date" in mqtt["command"][2]
 
 
@@ -285,7 +258,7 @@ def test_volumes() -> None:
         "shared": ["ReadWriteMany"],
     }
     mounts = {row["mountPath"]: row for row in container(found, "StatefulSet", "all")["volumeMounts"]}
-    assert mounts["/shared"]["subPath"] == "part"
+    assert mounts["/shared"]["subPath"] == "shared/part"
     assert mounts["/named-again"]["readOnly"]
     assert "/etc/localtime" not in mounts
     volumes = {volume["name"]: volume for volume in pod(found, "StatefulSet", "all")["volumes"]}
@@ -302,8 +275,7 @@ def test_services_find_each_other_by_name_and_published_ports_are_open_outside()
     assert [port["port"] for port in web["ports"]] == [8000]
     outer = one(found, "Service", "web-published")["spec"]
     assert (outer["type"], outer["ports"][0]["port"], outer["ports"][0]["targetPort"]) == ("LoadBalancer", 8080, 8000)
-    assert one(found, "Service", "db")["spec"]["clusterIP"] == "None"
-    assert "clusterIP" not in one(found, "Service", "cache")["spec"]
+    assert web["clusterIP"] == one(found, "Service", "db")["spec"]["clusterIP"] == "None"
     grafana = kinds(converted("monitoring"))["Service"]
     assert "grafana" in grafana
     assert "grafana-published" not in grafana  # on loopback alone
@@ -319,14 +291,21 @@ def test_networks_become_policies() -> None:
     found = converted("networks")
     labels = one(found, "Deployment", "back")["spec"]["template"]["metadata"]["labels"]
     assert {key for key in labels if key.startswith("compose.network/")} == {
-        "compose.network/inside",
-        "compose.network/vault",
+        "compose.network/compose-inside",
+        "compose.network/compose-vault",
     }
-    vault = one(found, "NetworkPolicy", "network-vault")["spec"]
-    assert vault["ingress"] == [{"from": [{"podSelector": {"matchLabels": {"compose.network/vault": "yes"}}}]}]
-    inside = one(found, "NetworkPolicy", "network-vault-inside")["spec"]
+    vault = one(found, "NetworkPolicy", "network-compose-vault")["spec"]
+    assert vault["ingress"] == [{"from": [{"podSelector": {"matchLabels": {"compose.network/compose-vault": "yes"}}}]}]
+    inside = one(found, "NetworkPolicy", "network-compose-vault-inside")["spec"]
     assert inside["podSelector"]["matchLabels"]["compose.network/inside-only"] == "yes"
     assert inside["policyTypes"] == ["Egress"]
+    members, names = inside["egress"]
+    assert members == {"to": [{"podSelector": {"matchLabels": {"compose.network/compose-vault": "yes"}}}]}
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert names["to"] == [  # not the name servers of anyone
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}},
+        {"ipBlock": {"cidr": "169.254.0.0/16"}},
+    ]
     nowhere = one(found, "NetworkPolicy", "batch")["spec"]
     assert nowhere["policyTypes"] == ["Ingress", "Egress"]
     assert "ingress" not in nowhere
@@ -395,7 +374,10 @@ def test_losses_name_their_lines() -> None:
 
 
 def test_what_of_another_profile_is_lost_is_not_told(tmp_path: Path) -> None:
-    text = "services:\n  a: {image: x}\n  b: {image: x, devices: [/dev/a], profiles: [more]}\n"
+    text = (
+        "services:\n  a: {image: x, restart: always}\n"
+        "  b: {image: x, restart: always, devices: [/dev/a], profiles: [more]}\n"
+    )
     assert not convert(tmp_path, text).losses
     assert losses(convert(tmp_path, text, profiles=["more"])) == {
         "services.b.devices": "a device of the host takes a device plugin of the cluster"
