@@ -48,7 +48,7 @@ def place(state: NodeState, *, native: bool, environment: Mapping[str, str] = os
 
 
 def deployment(state: NodeState, *, native: bool, environment: Mapping[str, str] = os.environ) -> Deployment:
-    """The node's services, ready to be started; where it is not registered, without what is for the Beehive."""
+    """The node's services, ready to be started; where it is not registered, nothing goes to its Beehive yet."""
     local = _local(state, environment)
     given = state.settings
     variables = {
@@ -57,7 +57,8 @@ def deployment(state: NodeState, *, native: bool, environment: Mapping[str, str]
         "WAGGLE_NODE_ID": given.node_id,
         "WAGGLE_NODE_VSN": given.vsn,
         "WAGGLE_NODE_HOST": given.host,
-        "WAGGLE_BEEHIVE_HOST": given.beehive_host,
+        # until there is a registration the uploader only sees to it that files don't fill the disk
+        "WAGGLE_BEEHIVE_HOST": given.beehive_host if state.registered else "",
         "WAGGLE_BEEHIVE_UPLOAD_PORT": str(given.upload_port),
         "WAGGLE_REGISTRATION": str(_registration(state)),
         **{name: local[name] for name in _IN_BOTH_FORMS if local[name]},
@@ -65,7 +66,7 @@ def deployment(state: NodeState, *, native: bool, environment: Mapping[str, str]
     if native:
         variables.update(_native_variables(state, local))
     # One that is to be registered keeps what is for its Beehive until then.
-    profiles = ("beehive",) if state.registered else () if given.beehive_host else ("alone",)
+    profiles = () if given.beehive_host else ("alone",)
     return Deployment(PROJECT, COMPOSE_FILE, state.folder, variables, profiles)
 
 

@@ -94,7 +94,7 @@ LOCAL = (
     Variable(
         "WAGGLE_RETENTION", "how long a node without a Beehive keeps data, as 90d; empty: for ever", retention, ""
     ),
-    Variable("WAGGLE_UPLOADS_MOST", "how much of plugins' files may wait for the Beehive, as 4g", size, "4g"),
+    Variable("WAGGLE_UPLOADS_MOST", "how much of plugins' files may lie here, as 4g; then the oldest go", size, "4g"),
 )
 
 

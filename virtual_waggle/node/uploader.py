@@ -3,8 +3,8 @@
 
 A plugin's upload is ``uploads/<app id>/<timestamp>-<sha1>/{data,meta}`` (pywaggle's Uploader).  It goes when it is
 whole, the oldest first, by rsync over ssh, and is deleted when the Beehive has said that it keeps it; while the Beehive
-is away, files wait, up to a limit for the disk, beyond which the oldest are deleted.  What is no upload stays where it
-is and counts towards the limit.
+is away, and where there is none, files stay, up to a limit for the disk, beyond which the oldest are deleted.  What is
+no upload stays where it is and counts towards the limit.
 """
 
 import contextlib
@@ -321,7 +321,7 @@ TABLE = (
     Variable("WAGGLE_SECRETS", "folder of what registration gave", Path),
     Variable("WAGGLE_BEEHIVE_HOST", "the Beehive's name or address; empty: files stay", str, ""),
     Variable("WAGGLE_BEEHIVE_UPLOAD_PORT", "its upload server's port", whole_number(1, 65535), "20023"),
-    Variable("WAGGLE_UPLOADS_MOST", "how much may wait, such as 4g", size, "4g"),
+    Variable("WAGGLE_UPLOADS_MOST", "how much may lie there, such as 4g", size, "4g"),
 )
 
 
@@ -351,10 +351,10 @@ def serve(settings: Settings, line: Line) -> NoReturn:
             trim(settings.uploads, settings.most)
             trimmed = time.monotonic()
         begin = time.monotonic()
-        waiting = look(settings, known, time.time())
+        waiting = look(settings, known, time.time()) if settings.host else []
         rest = max(_LOOK, 10 * (time.monotonic() - begin))  # a look at very many takes no more than a tenth of a core
         try:
-            if settings.host and waiting:
+            if waiting:
                 _send_some(settings, line, known, waiting)
             pause = 0.0
         except Away as error:
@@ -385,7 +385,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
     logging.getLogger("asyncssh").setLevel(logging.WARNING)
     settings = settings_of(os.environ)
-    process.require("rsync", "setpriv")
+    if settings.host:
+        process.require("rsync", "setpriv")
     logger.info(
         "files in %s go to %s", settings.uploads, f"{settings.host}:{settings.port}" if settings.host else "nobody"
     )

@@ -106,7 +106,7 @@ def test_up_again_changes_nothing_and_tells_what_runs_where(node: Node) -> None:
     assert told["addresses"]["broker"].replace("127.0.0.1:", "WAGGLE_BROKER_PORT=") in settings
     assert f"WAGGLE_NODE_ID={told['node']}" in settings
     assert {row["service"]: row["restarts"] for row in told["services"]} == dict.fromkeys(
-        ("rabbitmq", "sharing", "playback", "metrics", "recorder"), 0
+        ("rabbitmq", "sharing", "uploader", "playback", "metrics", "recorder"), 0
     )
     assert "PASSWORD" not in settings.upper()
 
@@ -185,7 +185,8 @@ def test_the_report_tells_of_all_parts(node: Node) -> None:
     report = json.loads(node.call("report", "--json").stdout)
     assert report["problems"] == []
     assert {queue["name"] for queue in report["queues"]} >= {"to-validator", "to-beehive"}
-    assert {row["service"] for row in report["services"]} == {"rabbitmq", "sharing", "playback", "metrics", "recorder"}
+    services = {"rabbitmq", "sharing", "uploader", "playback", "metrics", "recorder"}
+    assert {row["service"] for row in report["services"]} == services
     assert "sys.load1" in {last["name"] for last in report["last"]}
 
 

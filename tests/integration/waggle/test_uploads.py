@@ -248,6 +248,28 @@ def test_an_uploader_or_a_server_killed_in_the_middle_loses_nothing(hive: Beehiv
         assert (place(hive, name) / "data").read_bytes() == content
 
 
+def test_a_node_without_a_beehive_keeps_the_newest_files_up_to_the_limit(tmp_path: Path) -> None:
+    given = uploader.Settings(
+        NODE,
+        files.make_folder(tmp_path / "uploads"),
+        files.make_folder(tmp_path / "apps"),
+        tmp_path / "nothing",
+        host="",
+        port=1,
+        most=1 << 20,
+    )
+    uploader.make_inbox(given.uploads, APP)
+    names = [left(given, bytes([number]) * 300_000) for number in range(6)]
+    service = running(given)
+    try:
+        eventually(lambda: len(list((given.uploads / APP).iterdir())) < 4)
+        assert service.poll() is None
+    finally:
+        process.stop(service)
+    assert sorted(path.name for path in (given.uploads / APP).iterdir()) == names[3:]
+    assert "no room" in (tmp_path / "log").read_text()
+
+
 def test_an_upload_that_came_before_is_confirmed_again(hive: Beehive) -> None:
     given = settings(hive, "again")
     name = left(given, b"once")

@@ -159,12 +159,29 @@ def test_a_node_alone_and_one_with_a_beehive(tmp_path: Path) -> None:
     given = node(tmp_path / "state")
     stack = compose.load(given.compose_file, given.variables)
     alone = [service.name for service in compose.selected(stack, given.profiles)]
-    assert alone == ["rabbitmq", "sharing", "playback", "metrics", "recorder"]
+    assert alone == ["rabbitmq", "sharing", "uploader", "playback", "metrics", "recorder"]
     assert not [secret for secret in stack.secrets.values() if secret.missing]
     assert stack.services["sharing"].environment["WAGGLE_NODE_ID"] == given.variables["WAGGLE_NODE_ID"]
-    with_beehive = [service.name for service in compose.selected(stack, ["beehive"])]
-    assert "uploader" in with_beehive
-    assert "recorder" not in with_beehive
+    assert not stack.services["uploader"].environment["WAGGLE_BEEHIVE_HOST"]
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_node_with_a_beehive_limits_uploads_at_once_and_sends_them_when_it_is_registered(
+    tmp_path: Path, registered: bool
+) -> None:
+    state = tmp_path / "state"
+    (state / "private").mkdir(parents=True)
+    (state / "waggle-node.env").write_text("WAGGLE_NODE_ID=00000000000000aa\nWAGGLE_BEEHIVE_HOST=beehive.example\n")
+    if registered:
+        for name in ("beehive-ca.pem", "node-cert.pem", "node-key.pem"):
+            (state / "private" / name).write_text("pem")
+        known_as = node_state.registered_as("00000000000000aa", "beehive.example", 20022)
+        (state / "private/registered-as").write_text(known_as)
+    given = node(state)
+    stack = compose.load(given.compose_file, given.variables)
+    found = {service.name: service for service in compose.selected(stack, given.profiles)}
+    assert set(found) == {"rabbitmq", "sharing", "uploader", "playback", "metrics"}
+    assert found["uploader"].environment["WAGGLE_BEEHIVE_HOST"] == ("beehive.example" if registered else "")
 
 
 def test_a_beehive_tells_its_services_its_settings(tmp_path: Path) -> None:
