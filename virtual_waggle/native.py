@@ -20,7 +20,7 @@ from pathlib import Path
 from groundwork import console, files, process
 from groundwork.errors import InputError, SageError, unknown
 from virtual_waggle import compose, supervisor
-from virtual_waggle.compose_model import Service
+from virtual_waggle.compose_model import Service, Stack
 from virtual_waggle.forms import Deployment, Row
 from virtual_waggle.supervisor import Check, Planned
 
@@ -30,6 +30,7 @@ _STOP = 30.0  # seconds beyond the services' own that the supervisor has to end
 _LOCK_WAIT = 300.0  # seconds for another command on the same folder
 _LINES = 15  # of a log, in an error
 _FOLDER = "native"
+_SECRETS = "WAGGLE_SECRETS_DIGEST"  # in a service's environment; in the form of containers it makes their label
 _PACKAGES = {"rabbitmq-server": "rabbitmq-server", "rsync": "rsync", "sshd": "openssh-server"}
 
 
@@ -128,14 +129,24 @@ class _Tail:
 # ---------------------------------------------------------------------------------------------------------- the plan
 
 
+def _stack(given: Deployment) -> Stack:
+    return compose.load(given.compose_file, given.variables, name=given.name)
+
+
 def _services(given: Deployment) -> list[Service]:
-    stack = compose.load(given.compose_file, given.variables, name=given.name)
-    return compose.selected(stack, given.profiles)
+    return compose.selected(_stack(given), given.profiles)
+
+
+def _digest(stack: Stack, service: Service) -> str:
+    """Of what the secrets of a service hold, "" where it has none: with other ones it is to be started anew."""
+    secrets = [stack.secrets[grant.source] for grant in service.secrets if grant.source in stack.secrets]
+    return files.digest_text(*(f"{secret.file} {secret.content!r}" for secret in secrets)) if secrets else ""
 
 
 def _plan(given: Deployment) -> list[Planned]:
     """What is to run, in its order.  Raises InputError for what can't run as a plain process."""
-    services = _services(given)
+    stack = _stack(given)
+    services = compose.selected(stack, given.profiles)
     names = {service.name for service in services}
     plan = []
     for service in services:
@@ -147,6 +158,8 @@ def _plan(given: Deployment) -> list[Planned]:
             )
         home = {name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL", "USER") if name in os.environ}
         environment = {"PATH": _search_path(), "PYTHONPATH": _own_folder(), **home, **compose.environment(service)}
+        if digest := _digest(stack, service):
+            environment[_SECRETS] = digest
         check = None
         if found := service.healthcheck:
             test = _resolved(found.test, environment["PATH"], service)

@@ -105,6 +105,20 @@ def test_up_again_changes_nothing_and_another_plan_starts_anew(start: Callable[[
     assert b"NEW=value" in environment.split(b"\0")
 
 
+def test_what_a_file_of_its_secrets_says_is_taken_by_a_start_anew(start: Callable[[str], Deployment]) -> None:
+    text = SERVICE.format(name="one") + "    secrets: [port]\nsecrets:\n  port: {file: ./port}\n"
+    given = start(text)
+    port = given.compose_file.with_name("port")
+    port.write_text("5672")
+    native.up(given, deadline=WAIT)
+    pid = pid_of(given, "one")
+    native.up(given, deadline=WAIT)
+    assert pid_of(given, "one") == pid
+    port.write_text("5673")
+    native.up(given, deadline=WAIT)
+    assert pid_of(given, "one") != pid
+
+
 def test_two_at_once_start_it_once(start: Callable[[str], Deployment], tmp_path: Path) -> None:
     given = start(SERVICE.format(name="one"))
     command = [sys.executable, "-m", "tests.integration.waggle.native_command", str(tmp_path), "native"]
