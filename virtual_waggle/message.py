@@ -66,13 +66,16 @@ def decode(body: bytes) -> Measurement:
 
 
 def encode(measurement: Measurement) -> bytes:
-    """The body of the message for a measurement.  Raises UnicodeEncodeError for half of a surrogate pair."""
+    """The body of the message for a measurement.  Raises Unfit for half of a surrogate pair."""
     data: dict[str, Any] = {"name": measurement.name, "ts": measurement.timestamp, "meta": measurement.meta}
     if isinstance(measurement.value, bytes):
         data["enc"], data["val"] = "b64", b64encode(measurement.value).decode()
     else:
         data["val"] = measurement.value
-    return _as_json(data).encode()
+    try:
+        return _as_json(data).encode()
+    except UnicodeEncodeError:
+        raise Unfit("val or meta: holds half of a surrogate pair") from None
 
 
 def check_for_beehive(measurement: Measurement, user: str | None) -> None:

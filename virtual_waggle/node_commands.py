@@ -95,7 +95,6 @@ def up(given: Namespace) -> int:
     node = state.make_ready(state.choose_folder(given.state_dir))
     form = stack.Form.NATIVE if given.native else stack.Form.DOCKER
     stack.choose(node.folder, form, _making(node))
-    apps.sweep(node.apps, node.uploads)
     apps.add(node.apps, metrics.APP_ID, apps.App("virtual-waggle", "system", "node-metrics"))
     if _is_due(node):
         _register(node)
@@ -293,6 +292,7 @@ def run(given: Namespace) -> int:
     if given.native:
         plugins.find_script(Path(given.plugin))
         deployment.wait_for_broker(node)
+        deployment.sweep_apps(node)
         return plugins.run_native(
             node,
             Path(given.plugin),
@@ -311,6 +311,7 @@ def run(given: Namespace) -> int:
         )
     image = plugin_images.obtain(given.plugin)
     deployment.wait_for_broker(node)
+    deployment.sweep_apps(node)
     return plugins.run_container(
         node,
         image,
@@ -365,6 +366,7 @@ def upload(given: Namespace) -> int:
 
     node = state.read(state.choose_folder(given.state_dir))
     deployment.wait_for_broker(node)
+    deployment.sweep_apps(node)
     made = plugins.upload_file(node, given.file, labels, address=deployment.addresses(node)["broker"])
     console.result_json({"upload": str(made)})
     console.result(f"{given.file} waits for its upload as {made}")

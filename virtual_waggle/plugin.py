@@ -81,10 +81,14 @@ class Plugin:
 
     def upload_file(
         self, path: str | Path, meta: Mapping[str, str] | None = None, timestamp: int | None = None, keep: bool = False
-    ) -> None:
-        """Hand a file over for upload; it is removed, unless ``keep`` is set."""
+    ) -> Path | None:
+        """Hand a file over for upload; it is removed, unless ``keep`` is set.
+
+        Gives the folder in which it waits, if it does.  Raises ValueError for a ``meta`` that no message can hold.
+        """
         path, timestamp = Path(path), timestamp or time.time_ns()
         labels = {**(meta or {}), "filename": path.name}
+        _checked(Measurement(message.UPLOAD, timestamp, "", labels))
         if self._log is not None:
             copy = self._log / "uploads" / f"{timestamp}-{path.name}"
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +99,8 @@ class Plugin:
             if not keep:
                 path.unlink()
             self._send(Measurement(message.UPLOAD, timestamp, folder.name, labels), "all")
+            return folder
+        return None
 
     def subscribe(self, *topics: str) -> None:
         """Receive what the node's other plugins publish under names of these patterns (``env.#``)."""
@@ -117,8 +123,7 @@ class Plugin:
     def _send(self, measurement: Measurement, scope: str) -> None:
         if not self._threads:
             raise RuntimeError("a Plugin is used in a `with` block")
-        body = message.encode(measurement)
-        message.decode(body)  # says what is wrong with it
+        body = _checked(measurement)
         if self._log is not None and measurement.name != message.UPLOAD:
             self._write_log(measurement)
         self._outgoing.put((scope, body))
@@ -184,6 +189,13 @@ class Plugin:
     def _take(self, body: bytes) -> None:
         with suppress(message.Unfit):
             self._received.put(message.decode(body))
+
+
+def _checked(measurement: Measurement) -> bytes:
+    """The body of the message for a measurement.  Raises Unfit, a ValueError."""
+    body = message.encode(measurement)
+    message.decode(body)
+    return body
 
 
 def put_upload(root: Path, path: Path, labels: Mapping[str, str], timestamp: int) -> Path:

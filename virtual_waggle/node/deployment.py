@@ -7,14 +7,18 @@ The same file runs as containers and as plain processes.  Ports on loopback are 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from groundwork import console, files
 from groundwork.errors import SageError
 from virtual_waggle import env_file
-from virtual_waggle.broker import ADMIN, NODE_USERS, Place
+from virtual_waggle.broker import ADMIN, NODE_USERS, TO_VALIDATOR, Place
 from virtual_waggle.forms import Deployment
-from virtual_waggle.node import settings
+from virtual_waggle.node import apps, settings
 from virtual_waggle.node.state import NodeState
+
+if TYPE_CHECKING:
+    from virtual_waggle.broker_client import Management
 
 PROJECT = "virtual-waggle"
 COMPOSE_FILE = Path(__file__).parents[1] / "stacks/node/compose.yaml"
@@ -95,9 +99,30 @@ def end_shovel(state: NodeState) -> None:
     """Take away a shovel to a Beehive that the node had before: the broker keeps what its definitions once named."""
     from virtual_waggle import broker_client  # and pika
 
+    broker_client.delete_shovel(_management(state))
+
+
+def sweep_apps(state: NodeState) -> None:
+    """Let apps that ended an hour ago publish no more, while nothing of theirs can wait in the broker.
+
+    It may wait there for long: while the node is down, or the sharing service is.
+    """
+    from virtual_waggle import broker_client  # and pika
+
+    try:
+        waiting = broker_client.queue(_management(state), TO_VALIDATOR).get("messages")
+    except broker_client.BrokerError:
+        return
+    if waiting == 0:  # a broker that has just started has not counted yet, and says nothing
+        apps.sweep(state.apps, state.uploads)
+
+
+def _management(state: NodeState) -> "Management":
+    from virtual_waggle import broker_client
+
     secret = broker_client.read_secret(state.private / NODE_USERS[ADMIN])
     host, port = addresses(state)["management"]
-    broker_client.delete_shovel(broker_client.Management(f"http://{host}:{port}", secret))
+    return broker_client.Management(f"http://{host}:{port}", secret)
 
 
 def _native_variables(state: NodeState, local: Mapping[str, str]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from groundwork import console, files, process
 from groundwork.errors import InputError
 from groundwork.process import ProcessError
 from virtual_waggle import broker, broker_client
+from virtual_waggle.message import Unfit
 from virtual_waggle.node import apps, data_config
 from virtual_waggle.node.apps import App
 from virtual_waggle.node.state import NodeState
@@ -59,7 +60,6 @@ def password(state: NodeState) -> str:
 @contextlib.contextmanager
 def opened(state: NodeState, plugin: str, job: str, task: str) -> Iterator[Opened]:
     """Let a plugin publish under a new app id while the block runs; what comes late is taken for a while yet."""
-    apps.sweep(state.apps, state.uploads)
     app_id = f"{task_name(task)}-{secrets.token_hex(8)}"
     apps.add(state.apps, app_id, App(plugin, job, task))
     try:
@@ -243,14 +243,18 @@ def run_native(
 def upload_file(state: NodeState, path: Path, labels: Mapping[str, str], *, address: tuple[str, int]) -> Path:
     """Hand a copy of a file to the uploader and publish that, as a plugin would; where it lies now.
 
-    Raises BrokerError where the broker did not take the message.
+    Raises BrokerError where the broker did not take the message, InputError for labels that none can hold.
     """
     secret = password(state)
     with opened(state, "virtual-waggle:upload", "virtual-waggle", "upload") as app:
         given = environment(app.app_id, secret, *address, str(app.uploads))
         with Plugin(given) as plugin:
-            plugin.upload_file(path, labels, keep=True)
-        return next(app.uploads.iterdir())
+            try:
+                made = plugin.upload_file(path, labels, keep=True)
+            except Unfit as error:
+                raise InputError(f"{path}: {error}") from None
+        assert made is not None  # there is a folder for uploads
+        return made
 
 
 def find_script(path: Path) -> Path:

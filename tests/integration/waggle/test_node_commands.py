@@ -2,19 +2,25 @@
 """A node by its commands, as plain processes: unmodified pywaggle publishes, subscribes and uploads in a plugin."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pika
 import pytest
 
 from groundwork import process
 from tests.integration.waggle import brokers
+from virtual_waggle import broker_client, message
+from virtual_waggle.message import Measurement
+from virtual_waggle.node import apps
+from virtual_waggle.node.apps import App
 
 ENOUGH = 60.0  # seconds
 LOCAL = ("BROKER", "MANAGEMENT", "PLAYBACK", "PROMETHEUS", "RECORDER", "EPMD", "DISTRIBUTION")
@@ -168,6 +174,50 @@ def test_the_example_plugins_publish_and_see_the_cameras(node: Node) -> None:
     node.call("run", "--native", examples / "camera-brightness", "--", "--count", "1", "--camera", camera)
     assert len(node.until_rows(6, "--name", "system.*")) == 6
     assert {row["name"] for row in node.until_rows(2, "--name", "image.*")} == {"image.brightness", "image.contrast"}
+
+
+def test_what_waits_in_the_broker_is_taken_however_long_ago_its_plugin_ended(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("")
+    app = node.folder / "apps/late-1.json"
+    apps.add(app.parent, "late-1", App("late:1", "late", "late"))
+    apps.close(app.parent, "late-1", now=1.0)
+    addresses = json.loads(node.call("up", "--native", "--json").stdout)["addresses"]
+    secrets = {user: (node.folder / f"private/{user}-password").read_text() for user in ("plugin", "admin")}
+    management = broker_client.Management(f"http://{addresses['management']}", secrets["admin"])
+    broker = broker_client.parse_address(addresses["broker"], "broker")
+
+    def until_waiting(holds: Callable[[int], bool]) -> None:
+        for _ in process.poll_until(ENOUGH, 0.5):
+            if holds(broker_client.queue(management, "to-validator").get("messages", -1)):
+                return
+        raise AssertionError("the queue to-validator did not get so")
+
+    sharing = int((node.folder / "native/sharing.pid").read_text().split()[0])
+    os.kill(sharing, signal.SIGSTOP)
+    try:
+        with broker_client.connect(
+            broker_client.by_password(broker, "plugin", secrets["plugin"]), deadline=30
+        ) as open_:
+            body = message.encode(Measurement("late.value", time.time_ns(), 5, {}))
+            properties = pika.BasicProperties(delivery_mode=2, user_id="plugin", app_id="late-1")
+            open_.channel().basic_publish("to-validator", "all", body, properties)
+        until_waiting(lambda count: count > 0)
+        node.call("run", "--native", tmp_path)
+        node.call("up", "--native")
+    finally:
+        os.kill(sharing, signal.SIGCONT)
+    assert [row["value"] for row in node.until_rows(1, "--name", "late.value")] == [5]
+    until_waiting(lambda count: count == 0)
+    node.call("run", "--native", tmp_path)
+    assert not app.exists()
+
+
+def test_a_file_that_can_not_be_handed_over_is_told_and_none_is_left(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("hello")
+    before = set(node.folder.glob("uploads/*/*"))
+    for meta in ("note=" + "x" * 300, "y" * 65 + "=1", "note=a\udc80"):
+        assert "meta" in node.call("upload", tmp_path / "note.txt", "--meta", meta, check=2).stderr
+    assert set(node.folder.glob("uploads/*/*")) == before
 
 
 def test_a_file_is_handed_over_by_command(node: Node, tmp_path: Path) -> None:
