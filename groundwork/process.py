@@ -33,6 +33,7 @@ PACKAGES = {
     "apt-get": "apt",
     "debootstrap": "debootstrap",
     "debugfs": "e2fsprogs",
+    "docker": "docker.io",
     "dpkg-deb": "dpkg",
     "dpkg-query": "dpkg",
     "dumpe2fs": "e2fsprogs",

@@ -30,6 +30,7 @@ _CRASHES = 3  # restarts after which a service counts as one that does not start
 _LINES = 15  # of what it said, in an error
 _LOCK_WAIT = 300.0
 _PROJECT, _SERVICE, _ONE_OFF = (f"com.docker.compose.{label}" for label in ("project", "service", "oneoff"))
+_STATE = "org.sagecontinuum.state"  # the state folder whose services these are
 # What Docker's own programs read of the environment; the rest is no concern of a stack.
 _OURS = ("HOME", "LANG", "XDG_RUNTIME_DIR", "SSH_AUTH_SOCK")
 
@@ -45,6 +46,7 @@ def up(given: Deployment, *, deadline: float = DEADLINE) -> list[Row]:
     services = compose.selected(stack, given.profiles)
     _prepare(given, stack, services)
     with _locked(given):
+        _check_ours(given)
         _load_images(given, services)
         ran_before = any(row.state == "running" for row in status(given))
         try:
@@ -70,6 +72,7 @@ def down(given: Deployment) -> None:
     words = _compose()
     _check_engine(given)
     with _locked(given):
+        _check_ours(given)
         _down(given, words, _stack(given))
 
 
@@ -188,6 +191,26 @@ def _inspected(given: Deployment) -> list[dict[str, Any]]:
     text = process.run(["docker", "inspect", "--type", "container", *ids], timeout=_ANSWER, check=False)
     found: list[dict[str, Any]] = json.loads(text or "[]")
     return found
+
+
+def _check_ours(given: Deployment) -> None:
+    """Raise InputError where containers of this name run for another state folder: it is one name a machine."""
+    others = other_folders(_inspected(given), given.folder)
+    if others:
+        raise InputError(
+            f"the containers of {given.name} that run belong to {files.join_names(others)}, not to {given.folder}",
+            hint=f"stop those first: down --state-dir {others[0]}; or run these services as plain processes: --native",
+        )
+
+
+def other_folders(containers: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
+    """The state folders, other than this one, whose containers run, of what ``docker inspect`` says."""
+    labels = [
+        container.get("Config", {}).get("Labels") or {}
+        for container in containers
+        if container.get("State", {}).get("Running")
+    ]
+    return sorted({label[_STATE] for label in labels if label.get(_STATE, str(folder)) != str(folder)})
 
 
 def _stack(given: Deployment) -> Stack:

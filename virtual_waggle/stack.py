@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from groundwork import files, process
+from groundwork import console, files, process
 from groundwork.compat import StrEnum
 from groundwork.errors import SageError
 from virtual_waggle.forms import Deployment, Row
@@ -42,14 +42,26 @@ def was_started(folder: Path) -> bool:
 
 def choose(folder: Path, form: Form, make: Make) -> None:
     """Remember the form, before a start.  Raises SageError where the stack runs in the other one."""
-    if form == Form.DOCKER:
-        process.require("docker")
     path = folder / _FILE
     last = form_of(folder)
-    if path.exists() and last != form and any(row.state == "running" for row in _module(last).status(make(last))):
+    if path.exists() and last != form and _runs(last, make):
         raise SageError(f"the services run already, by {last}", hint="stop them first: down")
     if not path.exists() or last != form:
         files.write_text(path, f"{form}\n")
+
+
+def _runs(form: Form, make: Make) -> bool:
+    """Whether services run in this form; where nobody can tell, they are taken not to."""
+    if form == Form.DOCKER and process.find("docker") is None:
+        return False
+    try:
+        return any(row.state == "running" for row in _module(form).status(make(form)))
+    except SageError as error:
+        console.warn(
+            f"can't tell whether services run by {form}: {error}",
+            hint="should some come back later, stop them: two brokers would be at the same data",
+        )
+        return False
 
 
 def up(folder: Path, make: Make) -> list[Row]:

@@ -29,7 +29,7 @@ services:
     read_only: true
     mem_limit: 64m
     init: true
-    labels: {digest: "${WAGGLE_SECRETS_DIGEST:-}"}
+    labels: {digest: "${WAGGLE_SECRETS_DIGEST:-}", org.sagecontinuum.state: "${FOLDER}"}
     secrets: [word]
     volumes: [{type: bind, source: "${FOLDER}/data", target: "${FOLDER}/data"}]
     depends_on: {first: {condition: service_healthy}}
@@ -114,6 +114,17 @@ def test_a_service_of_a_profile_that_is_no_longer_on_is_taken_away(given: Deploy
     assert set(containers(given)) == {"first", "last", "extra"}
     docker.up(given, deadline=120)
     assert set(containers(given)) == {"first", "last"}
+
+
+def test_another_state_folder_does_not_take_over_what_runs(given: Deployment, tmp_path: Path) -> None:
+    docker.up(given, deadline=120)
+    before = containers(given)
+    other = Deployment(given.name, given.compose_file, files.make_folder(tmp_path / "other"), given.variables)
+    for act in (docker.up, docker.down):
+        with pytest.raises(InputError, match=f"belong to {given.folder}, not to {other.folder}") as caught:
+            act(other)
+        assert f"down --state-dir {given.folder}" in str(caught.value.hint)
+    assert containers(given) == before
 
 
 def test_no_secret_is_in_the_environment_or_the_command_of_a_container(given: Deployment) -> None:

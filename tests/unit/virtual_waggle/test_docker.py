@@ -9,8 +9,9 @@ import pytest
 from groundwork import process
 from groundwork.errors import InputError
 from groundwork.process import ProcessError
-from virtual_waggle import docker
+from virtual_waggle import docker, stack
 from virtual_waggle.forms import Deployment, Row
+from virtual_waggle.stack import Form
 
 SERVICE = "com.docker.compose.service"
 
@@ -90,6 +91,36 @@ def test_without_an_engine_the_way_out_is_told(
     with pytest.raises(InputError, match=message) as caught:
         docker.status(Deployment("demo", tmp_path / "compose.yaml", tmp_path, {}))
     assert hint in (caught.value.hint or "")
+
+
+def test_only_running_containers_of_another_state_folder_count() -> None:
+    def of(folder: str | None, running: bool) -> dict[str, Any]:
+        labels = {} if folder is None else {"org.sagecontinuum.state": folder}
+        return {"Config": {"Labels": labels}, "State": {"Running": running}}
+
+    ours = [of("/ours", True), of(None, True), of("/theirs", False)]
+    assert docker.other_folders(ours, Path("/ours")) == []
+    assert docker.other_folders([*ours, of("/theirs", True), of("/theirs", True)], Path("/ours")) == ["/theirs"]
+
+
+def test_where_docker_is_down_or_gone_plain_processes_can_be_chosen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> str:
+        raise ProcessError("docker failed", returncode=1, output="Cannot connect to the Docker daemon")
+
+    def make(form: Form) -> Deployment:
+        return Deployment("demo", tmp_path / "compose.yaml", tmp_path, {})
+
+    monkeypatch.setattr(process, "run", fail)
+    for here in (True, False):
+        monkeypatch.setattr(process, "find", lambda program, here=here: program if here else None)
+        stack.choose(tmp_path, Form.DOCKER, make)  # starts nothing, so it takes no Docker
+        assert stack.form_of(tmp_path) == Form.DOCKER
+        stack.choose(tmp_path, Form.NATIVE, make)
+        assert stack.form_of(tmp_path) == Form.NATIVE
+        assert ("can't tell whether services run by docker" in capsys.readouterr().err) == here
+        (tmp_path / "form").unlink()
 
 
 def test_without_docker_or_compose_the_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

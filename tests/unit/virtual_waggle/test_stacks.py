@@ -72,7 +72,8 @@ def test_the_services_are_those_of_the_design(name: str) -> None:
 @both
 def test_nothing_is_read_over_and_nothing_is_unset(name: str) -> None:
     found = read(name)
-    assert found.unread == ()
+    # limits of logs are Docker's own: a cluster has its own, and plain processes too (supervisor.LARGEST_LOG)
+    assert {unread.name.rpartition(".")[2] for unread in found.unread} == {"logging"}
     assert found.unset == ()
 
 
@@ -98,7 +99,14 @@ def test_every_service_is_confined(name: str) -> None:
         assert service.security_opt == ("no-new-privileges:true",)
         assert service.resources.memory_limit
         assert service.restart == "unless-stopped"
+        assert service.labels["org.sagecontinuum.state"].startswith("/var/lib/")
         assert not service.privileged
+
+
+@both
+def test_no_log_grows_without_end(name: str) -> None:
+    for service in yaml.safe_load(FILES[name].read_text())["services"].values():
+        assert service["logging"]["options"] == {"max-size": "4m", "max-file": "2"}
 
 
 @both
@@ -149,9 +157,9 @@ def test_kubernetes_takes_it(name: str) -> None:
     found = kubernetes.convert(read(name), profiles=["*"], wait_image="sage/waggle")
     for document in found.documents:
         kubernetes_validate.validate(document, "1.37", strict=True)
-    # Nothing else than what lies on the host, and ports that are on loopback.
+    # Nothing else than what lies on the host, ports that are on loopback, and limits of logs.
     assert {re.sub(r".*\.", "", loss.name) for loss in found.losses if not loss.name.startswith("secrets.")} <= {
-        *("volumes", "ports", "rabbitmq", "apps", "nodes", "store", "uploads"),
+        *("volumes", "ports", "rabbitmq", "apps", "nodes", "store", "uploads", "logging"),
     }
 
 
