@@ -35,7 +35,7 @@ def add(commands: "_SubParsersAction[ArgumentParser]") -> None:
     made = command("up", up, "start the node's services, and make what they need")
     made.add_argument("--native", action="store_true", help="as plain processes instead of containers")
     command("renew", renew, "register a node that runs, or renew that, where it is due; for a timer")
-    command("down", down, "stop the node's services and plugins; its data stay")
+    command("down", down, "stop the node's services and its plugins' containers; its data stay")
     command("status", status, "how each service does; exit code 1 where one does not do well")
 
     made = command("run", run, "run a plugin until it ends; its exit code is that of this command")
@@ -152,14 +152,14 @@ def renew(given: Namespace) -> int:
 
 
 def down(given: Namespace) -> int:
-    """Stop plugins, then services."""
+    """Stop plugins that are containers, then services."""
     from groundwork import console
     from virtual_waggle import stack
     from virtual_waggle.node import plugins, state
 
     node = state.read(state.choose_folder(given.state_dir))
     if stack.form_of(node.folder) == stack.Form.DOCKER:
-        for name in plugins.running_containers():
+        for name in plugins.containers(node):
             with console.stage(f"stopping {name}", brief=True):
                 plugins.stop_container(name)
     stack.down(node.folder, _making(node))

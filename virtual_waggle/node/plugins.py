@@ -35,11 +35,13 @@ from virtual_waggle.plugin import Plugin
 logger = logging.getLogger(__name__)
 
 LABEL = "org.sagecontinuum.app"  # on a plugin's container: its app id
+FOLDER = "org.sagecontinuum.state"  # and its node's state folder, as on the services' containers
 UPLOADS = "/run/waggle/uploads"
 DATA_CONFIG = "/run/waggle/data-config.json"
 SCRIPTS = ("main.py", "plugin.py")  # what of a folder is run, without a container
 _PATIENCE = 10  # seconds that a plugin has after SIGTERM
 _DOCKER = 120.0  # seconds for what Docker does at once
+_LOGGING = ("--log-driver", "json-file", "--log-opt", "max-size=4m", "--log-opt", "max-file=2")
 _ACL = struct.Struct("<HHI")
 _NO_ID = 0xFFFFFFFF
 
@@ -141,23 +143,27 @@ def run_container(
             f"type=bind,source={plugin.uploads},target={UPLOADS}",
             f"type=bind,source={data_config.make(state, *playback)},target={DATA_CONFIG},readonly",
         ]
-        with environment_file(environment(plugin.app_id, secret, *address, UPLOADS)) as path:
-            command: list[str | Path] = [
-                *("docker", "create", "--rm", "--pull", "never", "--name", container, "--network", network, "--init"),
-                *("--label", f"{LABEL}={plugin.app_id}", "--env-file", path),
-                *(word for mount in mounts for word in ("--mount", mount)),
-            ]
-            try:
-                process.run([*command, *options, image, *words], timeout=_DOCKER)
-            except ProcessError as error:
-                raise InputError(f"Docker does not start {image}: {error}", hint=_docker_hint(error.output)) from None
-        console.say(f"{name} runs as {plugin.app_id}; Ctrl-C stops it")
-        attached = process.start(["docker", "start", "--attach", container])
+        attached = None
         try:
+            with environment_file(environment(plugin.app_id, secret, *address, UPLOADS)) as path:
+                command: list[str | Path] = [
+                    *("docker", "create", "--rm", "--pull", "never", "--name", container, "--network", network),
+                    *("--label", f"{LABEL}={plugin.app_id}", "--label", f"{FOLDER}={state.folder}", "--init"),
+                    *("--env-file", path, *_LOGGING),
+                    *(word for mount in mounts for word in ("--mount", mount)),
+                ]
+                try:
+                    process.run([*command, *options, image, *words], timeout=_DOCKER)
+                except ProcessError as error:
+                    hint = _docker_hint(error.output)
+                    raise InputError(f"Docker does not start {image}: {error}", hint=hint) from None
+            console.say(f"{name} runs as {plugin.app_id}; Ctrl-C stops it")
+            attached = process.start(["docker", "start", "--attach", container])
             return attached.wait()
         finally:
-            if attached.poll() is None:
+            if attached is None or attached.poll() is None:
                 stop_container(container)
+            if attached is not None:
                 process.stop(attached)
 
 
@@ -183,17 +189,20 @@ def environment_file(values: dict[str, str]) -> Iterator[Path]:
 
 
 def stop_container(name: str) -> None:
-    """Stop a container: SIGTERM, SIGKILL 10 s later."""
+    """Stop a container: SIGTERM, SIGKILL 10 s later.  One that never started is taken away."""
     try:
         process.run(["docker", "stop", "--time", str(_PATIENCE), name], timeout=_PATIENCE + 60)
+        process.run(["docker", "rm", "--force", name], timeout=_DOCKER)
     except ProcessError as error:
-        if "no such container" not in error.output.lower():
-            console.warn(f"{name} may still run: {error}", hint=f"docker rm --force {name}")
+        said = error.output.lower()
+        if "no such container" not in said and "already in progress" not in said:  # Docker removes what it stopped
+            console.warn(f"{name} may still be there: {error}", hint=f"docker rm --force {name}")
 
 
-def running_containers() -> list[str]:
-    """The names of plugins' containers that run."""
-    words = ["docker", "ps", "--filter", f"label={LABEL}", "--format", "{{.Names}}"]
+def containers(state: NodeState) -> list[str]:
+    """The names of containers of this node's plugins, of such as never started too: they have the password."""
+    wanted = [f"--filter=label={FOLDER}={state.folder}", f"--filter=label={LABEL}"]
+    words = ["docker", "ps", "--all", *wanted, "--format", "{{.Names}}"]
     return process.run(words, timeout=_DOCKER).split()
 
 

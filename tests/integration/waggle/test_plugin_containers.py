@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from groundwork import process
-from groundwork.errors import InputError, SageError
+from groundwork.errors import InputError, Interrupted, SageError
 from groundwork.process import ProcessError
 from tests.integration.waggle import engine
 from tests.integration.waggle.beehives import open_folder
@@ -30,6 +31,12 @@ touch /run/waggle/uploads/made && id -u
 cat /run/waggle/data-config.json > /dev/null && echo "words $*"
 while test "$1" = wait; do sleep 0.2; done
 exit 3
+"""
+# Runs it as a command does.
+RUN = """\
+from pathlib import Path; from groundwork.program import run_program
+from tests.integration.waggle import test_plugin_containers as tests; from virtual_waggle.node import state
+run_program(lambda: tests.run(state.read(Path("{folder}")), "wait"))
 """
 
 pytestmark = pytest.mark.skipif(bool(engine.why_not()), reason=engine.why_not() or "-")
@@ -79,7 +86,7 @@ def test_a_plugin_sees_what_pywaggle_reads(node: NodeState, capfd: pytest.Captur
     (app,) = (path.stem for path in node.apps.glob("sees-*.json"))
     assert said == [f"app {app} at rabbitmq:5672", "0", "words a b c --json"]
     assert json.loads((node.apps / f"{app}.json").read_text())["plugin"] == IMAGE
-    assert plugins.running_containers() == []
+    assert plugins.containers(node) == []
 
 
 def test_what_a_plugin_that_is_root_uploads_the_folders_owner_may_delete(node: NodeState) -> None:
@@ -92,16 +99,12 @@ def test_what_a_plugin_that_is_root_uploads_the_folders_owner_may_delete(node: N
 
 
 def test_a_plugin_that_is_interrupted_is_told_to_end_and_goes(node: NodeState, tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from groundwork.program import run_program\n"
-        "from tests.integration.waggle import test_plugin_containers as tests; from virtual_waggle.node import state\n"
-        f"run_program(lambda: tests.run(state.read(Path({str(node.folder)!r})), 'wait'))\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as running:
+    command = [sys.executable, "-c", RUN.format(folder=node.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         while not running.stdout.readline().startswith("words"):
             assert running.poll() is None
-        (container,) = plugins.running_containers()
+        (container,) = plugins.containers(node)
         secret = plugins.password(node).encode()
         lines = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -114,8 +117,45 @@ def test_a_plugin_that_is_interrupted_is_told_to_end_and_goes(node: NodeState, t
         running.send_signal(signal.SIGTERM)
         assert running.stdout.read() == "stopped\n"
         assert running.wait(ENOUGH) == 128 + signal.SIGTERM
-    assert plugins.running_containers() == []
+    assert plugins.containers(node) == []
     assert container not in process.run(["docker", "ps", "--all", "--format", "{{.Names}}"], timeout=60)
+
+
+def test_one_that_is_interrupted_while_it_is_made_is_taken_away_with_the_password_in_it(
+    node: NodeState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_process = process.run
+
+    def interrupted(command: list[str], **more: Any) -> str:
+        told = run_process(command, **more)
+        if command[1] == "create":
+            assert len(plugins.containers(node)) == 1
+            raise Interrupted(signal.SIGINT)
+        return told
+
+    monkeypatch.setattr(process, "run", interrupted)
+    with pytest.raises(Interrupted):
+        run(node)
+    assert plugins.containers(node) == []
+
+
+def test_what_a_plugin_says_does_not_fill_the_disk_and_down_finds_what_never_started(node: NodeState) -> None:
+    words = ["--label", f"{plugins.LABEL}=app", "--label", f"{plugins.FOLDER}={node.folder}"]
+    process.run(["docker", "create", "--name", "never", *words, IMAGE], timeout=60)
+    assert plugins.containers(node) == ["never"]
+    plugins.stop_container("never")
+    assert plugins.containers(node) == []
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN.format(folder=node.folder)], stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        while not running.stdout.readline().startswith("words"):
+            assert running.poll() is None
+        (container,) = plugins.containers(node)
+        found = process.run(["docker", "inspect", "--format", "{{json .HostConfig.LogConfig}}", container], timeout=60)
+        assert json.loads(found) == {"Type": "json-file", "Config": {"max-size": "4m", "max-file": "2"}}
+        plugins.stop_container(container)
+        assert running.wait(ENOUGH) == 5
 
 
 def test_an_image_comes_out_of_a_file(docker: None, tmp_path: Path) -> None:
