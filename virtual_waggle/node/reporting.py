@@ -146,6 +146,8 @@ def show(report: Report) -> None:
     if report.last:
         rows = [[last.name, last.timestamp, str(last.value)[:40], last.meta.get("plugin", "")] for last in report.last]
         console.table(["measurement", "last at", "value", "plugin"], rows, title="\nLast measurements")
+    elif report.beehive:
+        console.result(f"\nlast measurements: ask the data API of {report.beehive}")
     console.result(
         f"\nuploads that wait: {report.uploads.files} ({console.mebibytes(report.uploads.bytes)}); "
         f"apps: {report.apps}; free disk: {console.mebibytes(report.free_bytes)}"

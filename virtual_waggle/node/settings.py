@@ -23,7 +23,6 @@ class NodeSettings:
     node_id: str
     vsn: str
     host: str
-    sub_id: str
     beehive_hosts: tuple[str, ...]
     beehive_port: int
     registration_port: int
@@ -67,7 +66,7 @@ TABLE = (
         "",
     ),
     Variable("WAGGLE_NODE_HOST", "the machine's name in data; empty: <id>.ws-virtual", _HOST, ""),
-    Variable("WAGGLE_SUB_ID", "the part of a node of several, as in 2020; empty: the node's id", _id, ""),
+    Variable("WAGGLE_SUB_ID", "stands in files of 2020; nothing takes it", _id, ""),
     Variable(
         "WAGGLE_BEEHIVE_HOST",
         "the Beehive's name or address; of one on several machines all, with commas between; empty: data stay here",
@@ -108,7 +107,6 @@ def read(path: Path) -> NodeSettings:
         node_id=node_id,
         vsn=values["WAGGLE_NODE_VSN"] or f"V{node_id[-3:].upper()}",
         host=values["WAGGLE_NODE_HOST"] or f"{node_id}.ws-virtual",
-        sub_id=values["WAGGLE_SUB_ID"] or node_id,
         beehive_hosts=values["WAGGLE_BEEHIVE_HOST"],
         beehive_port=values["WAGGLE_BEEHIVE_PORT"],
         registration_port=values["WAGGLE_BEEHIVE_REGISTRATION_PORT"],

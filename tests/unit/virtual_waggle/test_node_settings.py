@@ -26,7 +26,6 @@ def test_a_file_of_2020_is_read(tmp_path: Path) -> None:
         node_id="000000000000000a",
         vsn="V00A",
         host="000000000000000a.ws-virtual",
-        sub_id="0000000000000002",
         beehive_hosts=("beehive.example",),
         beehive_port=5671,
         registration_port=20022,
