@@ -26,7 +26,6 @@ from image_builder import (
     emulation,
     inside,
     inventory,
-    layers,
     machine,
     manifest,
     papers,
@@ -228,16 +227,15 @@ def _make(
     finished = None if force else _standing_disk(recipe, places.cache)
     commit, clean = project_state()
     if finished is None:
-        with layers.in_use(places.cache):
-            with _stage("root tree", seconds) as stage:
-                tree = trees.get(recipe, stage)
-                built = f"built {', '.join(tree.built)}" if tree.built else "all layers stand already"
-                way = f", {privilege.find_way()}" if tree.built else ""
-                stage.note = f"{len(tree.packages)} packages; {built}{way}"
-            with _stage("disk", seconds) as stage:
-                log = log_of(recipe, places.cache)
-                finished = _disk(recipe, tree, formats, place, scratch, log, places.output)
-                stage.note = _sizes(finished)
+        with _stage("root tree", seconds) as stage:
+            tree = trees.get(recipe, stage)
+            built = f"built {', '.join(tree.built)}" if tree.built else "all layers stand already"
+            way = f", {privilege.find_way()}" if tree.built else ""
+            stage.note = f"{len(tree.packages)} packages; {built}{way}"
+        with _stage("disk", seconds) as stage:
+            log = log_of(recipe, places.cache)
+            finished = _disk(recipe, tree, formats, place, scratch, log, places.output)
+            stage.note = _sizes(finished)
     else:
         console.say("= disk: stands already")
         if not set(formats) <= {file.format for file in finished.files}:

@@ -242,7 +242,11 @@ def make_disk(job: DiskJob) -> None:
 
 
 class _Copy(threading.Thread):
-    """Copies a finished layer to its place; it appears there by one rename."""
+    """Copies a finished layer to its place; it appears there by one rename.
+
+    One that stands there (built anew, damaged, or of an older format) is renamed away only then, and its files stay
+    until nobody can have them in use: see :func:`image_builder.layers.prune`.
+    """
 
     def __init__(self, tree: Path, place: Path, record: LayerRecord) -> None:
         super().__init__(daemon=True)
@@ -257,6 +261,8 @@ class _Copy(threading.Thread):
             # No extended attribute of the overlay's may be lost: they say which folders hide those below.
             process.run(["cp", "--archive", "--no-target-directory", self._tree, partial / "tree"], timeout=_DEADLINE)
             products.save(self._record, partial / "layer.json")
+            if self._place.exists():
+                self._place.rename(self._place.with_name(f".{self._place.name}.{time.time_ns()}.old"))
             partial.rename(self._place)
         except Exception as error:
             self._error = error

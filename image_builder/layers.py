@@ -6,7 +6,6 @@ layers holds :func:`in_use`; layers are dropped only when nobody does.
 """
 
 import os
-import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,13 +80,6 @@ def _newer(path: Path) -> InputError | None:
     )
 
 
-def set_aside(digest: str, cache: Path) -> None:
-    """Take a layer out of the cache; its files stay until nobody can have them in use."""
-    old = place(digest, cache)
-    if old.exists():
-        old.rename(old.with_name(f".{digest}.{time.time_ns()}.old"))
-
-
 @contextmanager
 def in_use(cache: Path) -> Iterator[None]:
     """While the block runs, no layer is dropped."""
@@ -108,7 +100,7 @@ def prune(cache: Path, limit: int, keep: Collection[str]) -> list[str]:
     try:
         with files.lock(cache / "locks/layers.lock"):
             for left in top.glob(".*"):
-                privilege.remove_tree(left)  # of a run that was killed
+                privilege.remove_tree(left)  # replaced, or of a run that was killed
             records = {}
             for folder in top.iterdir():
                 record = _read(folder)

@@ -64,7 +64,7 @@ def build(
 ) -> RootTree:
     """Build the layers that do not stand, with diskimage-builder's output in ``log``.
 
-    With ``anew`` also those that stand, but for the digests in ``keep``.
+    With ``anew`` also those that stand, but for the digests in ``keep``; each stands until the new one is there.
 
     The caller holds :func:`layers.in_use`.  Raises SageError that names the layer and element script that failed.
     """
@@ -81,8 +81,6 @@ def build(
             below = below[: len(list(takewhile(lambda layer: layer.digest in keep, recipe.layers)))]
         missing = recipe.layers[len(below) :]
         if missing:
-            for layer in missing:
-                layers.set_aside(layer.digest, cache)  # one to be built anew, damaged, or of an older format
             _build_layers(recipe, below, missing, cache, work, log, stage)
         trees = tuple(layers.place(layer.digest, cache) / "tree" for layer in recipe.layers)
         return RootTree(recipe.digest, trees, _packages(trees), tuple(layer.name for layer in missing))

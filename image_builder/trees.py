@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root trees of a run's recipes: while the disk of one is made and checked, the layers of the next are built."""
+"""The root trees of a run's recipes: while the disk of one is made and checked, the layers of the next are built.
+
+From the first tree on no other run drops a layer: one that was built beside is used minutes later.
+"""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from groundwork import console, files, process
@@ -22,17 +26,23 @@ class Trees:
         self._anew = anew
         self._made_anew: set[str] = set()
         self._next: _Beside | None = None
+        self._holds = False
+        self._in_use = ExitStack()  # holds the layers' lock from the first tree on
 
     def __enter__(self) -> "Trees":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._next is not None and self._next.worker.alive:
-            process.stop_all()
-            self._next.worker.wait(_PATIENCE)
+        with self._in_use:
+            if self._next is not None and self._next.worker.alive:
+                process.stop_all()
+                self._next.worker.wait(_PATIENCE)
 
     def get(self, recipe: Recipe, stage: console.Stage) -> RootTree:
         """The recipe's tree; then the next recipe's is begun beside.  Raises what building it raised."""
+        if not self._holds:
+            self._in_use.enter_context(layers.in_use(self._cache))
+            self._holds = True
         beside, self._next = self._next, None
         if beside is not None and beside.recipe.digest == recipe.digest:
             tree = beside.wait(stage)
@@ -51,14 +61,13 @@ class Trees:
         return set(digests[: digests.index(recipe.digest) + 1]) if recipe.digest in digests else set(digests)
 
     def _build(self, recipe: Recipe, stage: console.Stage) -> RootTree:
-        with layers.in_use(self._cache):
-            # Of layers that several recipes share, none is built anew twice.
-            anew = self._anew and not {layer.digest for layer in recipe.layers} <= self._made_anew
-            keep = frozenset(self._made_anew)
-            log = log_of(recipe, self._cache)
-            log.unlink(missing_ok=True)
-            tree = rootfs.build(recipe, self._cache, log, stage, anew=anew, keep=keep)
-            self._made_anew |= {layer.digest for layer in recipe.layers}
+        # Of layers that several recipes share, none is built anew twice.
+        anew = self._anew and not {layer.digest for layer in recipe.layers} <= self._made_anew
+        keep = frozenset(self._made_anew)
+        log = log_of(recipe, self._cache)
+        log.unlink(missing_ok=True)
+        tree = rootfs.build(recipe, self._cache, log, stage, anew=anew, keep=keep)
+        self._made_anew |= {layer.digest for layer in recipe.layers}
         return tree
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from groundwork import files, process
 from groundwork.errors import SageError
-from image_builder import comparison, inside, inventory, manifest
+from image_builder import comparison, inside, inventory, layers, manifest
 from image_builder.inside import ArchiveMovedError, LayerJob, LayersJob
 from tests.integration import commands, toolkit_archive
 from tests.integration.commands import Ran
@@ -270,3 +270,34 @@ def test_a_planned_package_that_the_archive_no_longer_has_is_told_as_such(
         inside.build_layers(job)
     assert isinstance(caught.value, ArchiveMovedError) == (kind is ArchiveMovedError)
     assert not layer.place.exists()
+
+
+def rebuilt(folder: Path, ending: str) -> tuple[LayerJob, LayersJob]:
+    """A job that builds a layer anew which stands in the cache; while it goes on the old one is there."""
+    place = folder / "layers" / ("0" * 64)
+    (place / "tree").mkdir(parents=True)
+    (place / "tree/old").touch()
+    script = (
+        f'test -e {place}/tree/old && mkdir -p "$SAGE_TREE/etc" "$SAGE_TREE/var/lib/dpkg" && '
+        f'touch "$SAGE_TREE/etc/os-release" "$SAGE_TREE/var/lib/dpkg/status" && {ending}'
+    )
+    layer = LayerJob("docker", place.name, place, ("sh", "-c", script), {}, {})
+    work = files.make_folder(folder / "work")
+    return layer, LayersJob((), (layer,), None, work, 0, None, 0, folder / "log", folder / "failure")
+
+
+def test_a_layer_that_is_built_anew_stands_until_the_new_one_is_there(tmp_path: Path) -> None:
+    layer, job = rebuilt(tmp_path, "true")
+    inside.build_layers(job)
+    assert (layer.place / "tree/etc/os-release").exists()
+    (old,) = layer.place.parent.glob(".*")  # another run may have it mounted
+    assert (old / "tree/old").exists()
+    assert layers.prune(tmp_path, 1 << 30, ()) == []
+    assert [path.name for path in layer.place.parent.iterdir()] == [layer.digest]
+
+
+def test_a_layer_that_could_not_be_built_anew_is_the_old_one(tmp_path: Path) -> None:
+    layer, job = rebuilt(tmp_path, "false")
+    with pytest.raises(process.ProcessError):
+        inside.build_layers(job)
+    assert (layer.place / "tree/old").exists()
