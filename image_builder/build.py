@@ -6,6 +6,7 @@ one rename, as ``<image name>/<build id>/``.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -238,6 +239,7 @@ def _make(
             stage.note = _sizes(finished)
     else:
         console.say("= disk: stands already")
+        os.utime(place)  # in use: see layers.prune
         if not set(formats) <= {file.format for file in finished.files}:
             with _stage("formats", seconds) as stage:
                 finished = disk.more_formats(finished, recipe.image_name, formats, place, scratch)

@@ -151,7 +151,7 @@ def prepare(recipe: Recipe, cache: Path, scratch: Path) -> Path:
             _compile(made / "launcher", scratch)
             files.make_folder(place.parent)
             made.rename(place)
-        os.utime(place)
+        os.utime(place)  # in use: see layers.prune
     return place
 
 

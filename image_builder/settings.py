@@ -56,7 +56,7 @@ CACHE_DIR = Setting(
 )
 CACHE_LIMIT = Setting(
     "cache-limit",
-    "GiB that layers may take in the cache; those not used for longest are dropped",
+    "GiB that layers and unfinished disks may take in the cache; those not used for longest are dropped",
     whole_number(1, 100_000),
     default=20,
     metavar="GIB",

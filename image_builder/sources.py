@@ -76,6 +76,7 @@ def prepare(
                 _git(source, kept, folder)
             else:
                 _archive(source, kept, folder)
+            os.utime(kept)  # in use: see layers.prune
         files.write_text(folder / "to", source.to + "\n")
     return target
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from groundwork import console, files, process, products
-from image_builder import inside, layers, recipe, rootfs, variant
+from image_builder import inside, layers, privilege, recipe, rootfs, variant
 from image_builder.recipe import Recipe
 from image_builder.rootfs import RootTree
 from image_builder.trees import Trees
@@ -38,6 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return RootTree(wanted.digest, tuple(rootfs.standing(wanted, cache)), (), ())
 
     monkeypatch.setattr(rootfs, "build", build)
+    monkeypatch.setattr(privilege, "remove_tree", files.remove_tree)  # all belongs to whoever runs this
     return tmp_path / "cache"
 
 
