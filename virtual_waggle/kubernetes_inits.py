@@ -5,7 +5,7 @@ from groundwork import files
 from virtual_waggle import kubernetes_containers as containers
 from virtual_waggle import kubernetes_text as text
 from virtual_waggle.compose_model import Condition, Dependency, Service
-from virtual_waggle.kubernetes_objects import Conversion, Pod, tcp_ports, user_numbers
+from virtual_waggle.kubernetes_objects import Conversion, Pod, is_job, tcp_ports, user_numbers
 
 _WAIT = 900  # seconds for another service; then the pod begins anew
 
@@ -58,6 +58,8 @@ def add_wait(made: Conversion, service: Service, dependency: Dependency, other: 
         counts = f"its port {ports[0]} is open" if ports else "it has started"
         why = f"its image's own health check is not known here: it counts as healthy when {counts}"
         made.lose(dependency.place, where, why)
+    if is_job(other):
+        made.lose(dependency.place, where, "counts as healthy while it runs, as a Job, and not when it has ended")
     for one in (other, made.services[pod.owner]):
         if made.is_cut_off(one):
             made.lose(dependency.place, where, f"{one.name} is on no network, so nothing is waited for")

@@ -44,6 +44,8 @@ def services_of(made: Conversion, service: Service) -> None:
             why = f"the name {alias} can't be a service's"
             if other := made.alias_of.get(alias):
                 why = f"the name {alias} leads to {other} alone"
+            elif alias in made.services:
+                why = f"the name {alias} leads to the service that is called so alone"
             made.lose(place, f"services.{service.name}", why)
     published: dict[tuple[int, str], Port] = {}
     for port in service.ports:

@@ -125,7 +125,10 @@ class Conversion:
         return list(dict.fromkeys(found))
 
     def own_networks(self, service: Service) -> list[str]:
-        """Its own; ``network_mode: service:other`` has the other's."""
+        """Its own; ``network_mode: service:other`` has the other's, and the host reaches all but internal ones."""
+        if service.network_mode == "host":
+            used = [one.network for other in self.services.values() for one in other.networks]
+            return [key for key in dict.fromkeys(used) if not self.stack.networks[key].internal]
         mode, _, other = service.network_mode.partition(":")
         if mode == "service" and other in self.services:
             service = self.services[other]

@@ -17,7 +17,6 @@ _MOST_FILES = 100  # of a folder that becomes a ConfigMap
 _SECRET_FILE = re.compile(
     r"passw|secret|token|credential|\.key$|\.p12$|key\.pem$|^id_[a-z0-9]+$|^\.env|^\.pgpass$|^\.netrc$", re.I
 )
-_PRIVATE_KEY = b"PRIVATE KEY-----"
 _HOSTS_OWN = ("/proc", "/sys", "/dev", "/run", "/var/run", "/etc", "/lib/modules", "/boot", "/var/lib/docker")
 # Where programs look for their configuration, scripts or pages, and write nothing.
 _ONLY_READ = re.compile(r"/(usr/local/)?etc/.+|/docker-entrypoint.*|/.+\.d|/usr/.+/(html|htdocs)")
@@ -100,7 +99,8 @@ def volume_claim(made: Conversion, volume: Volume, mount: Mount, pod: Pod) -> st
     claim = claim_for(made, mount, pod, made.claim_names(volume.key, "volume"), notes)
     if volume.driver not in ("", "local") or volume.options:
         made.lose(volume.place, where, "its driver is not carried over: the claim takes the cluster's storage")
-    why = f"the claim {claim} asks for {made.storage} and begins empty; Docker copies in what the image has there"
+    why = f"the claim {claim} asks for {made.storage} and begins empty, root's where no user is named"
+    why += "; Docker copies in what the image has there"
     made.lose(volume.place, where, why)
     return claim
 
@@ -146,7 +146,7 @@ def carried_files(made: Conversion, service: Service, mount: Mount, name: str, p
         where = f"services.{service.name}.volumes"
         made.lose(mount.place, where, f"{source.name} is carried along, and can't be written in the pod")
     is_secret = any(
-        _SECRET_FILE.search(Path(path).name) or _PRIVATE_KEY in content for path, content in contents.items()
+        _SECRET_FILE.search(Path(path).name) or text.file_holds_password(content) for path, content in contents.items()
     )
     kept = f"{service.name}-{source.name}"
     kind, reference = keep(made, kept, contents, (service.name, str(source)), is_secret=is_secret)
@@ -189,9 +189,9 @@ def granted(made: Conversion, service: Service, pod: Pod) -> dict[str, dict[str,
             name, key = material(made, service, kind, known[grant.source])
             file = known[grant.source].file
             mode = {"mode": grant.mode} if grant.mode is not None else _executable(file) if file else {}
-            folder, _, last = grant.target.rpartition("/")
-            if folder == "/run/secrets" and kind == "secret":
-                source = {"name": name, "items": [{"key": key, "path": last, **mode}]}
+            if grant.target.startswith("/run/secrets/") and kind == "secret":
+                path = grant.target.removeprefix("/run/secrets/")
+                source = {"name": name, "items": [{"key": key, "path": path, **mode}]}
                 in_folder.append({kind: source})
                 continue
             volume = pod.names(f"{base}-{kind.lower()}-{grant.source}", service.name, grant.target)
@@ -223,6 +223,10 @@ def material(made: Conversion, service: Service, kind: str, given: Material) -> 
         made.make("Secret", "v1", name, {"type": "Opaque", "data": data})
     else:
         made.make("ConfigMap", "v1", name, _config_data({key: given.content or b""}))
+        if text.file_holds_password(given.content or b""):
+            made.lose(
+                given.place, where, "holds what looks like a password, in plain: under secrets it would be hidden"
+            )
     return name, key
 
 

@@ -9,19 +9,28 @@ from typing import Any
 import yaml
 
 _LONGEST_NAME = 52  # characters: a label has 63, and controllers add up to 11
+_LONGEST_KEY = 253
 _LABEL_PART = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _VARIABLE = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*")
-# user:password@ in a URL or before a host, password=, a program's option; what refers to a variable is none.
+# user:password@ in a URL or before a host, and password=. Bounded, as a value may be long.
 _PASSWORD = re.compile(
-    r"://[^/\s:@]*:[^@\s]+@|(?<![^\s\"'=])[^:/\s@]+:[^@/\s][^@\s]*@|(password|passwd|pwd)=(?![\"']?\$)[^\s;&]",
+    r"://[^/\s:@]{0,100}:[^@\s]{1,200}@"
+    r"|(?<![^\s\"'=])[^:/\s@]{1,100}:[^@/\s][^@\s]{0,200}@"
+    r"|(password|passwd|pwd)=[\"']?[^\s;&\"']",
     re.I,
 )
 _PASSWORD_OPTION = re.compile(
-    r"(?<!\S)--?[\w-]*(pass|passwd|password|secret|token|api-?key)[ =](?![\"']?[$/])\S"
-    r"|\bmysql\w*\s.*(?<!\S)-p(?![\"']?\$)\S",
+    r"(?<!\S)--?[\w-]{0,50}(pass|passwd|password|secret|token|api-?key)[ =](?![\"']?/)\S"
+    r"|\bmysql\w{0,20}\s.{0,300}(?<!\S)-p\S",
     re.I,
 )
+_PASSWORD_IN_FILE = re.compile(
+    r"://[^/\s:@]{0,100}:[^@\s/]{1,200}@|(password|passwd|requirepass)[\"']?\s{0,5}[=: ]\s{0,5}[^\s#]"
+    r"|PRIVATE KEY-----",
+    re.I,
+)
+_REFERENCE = re.compile(r"\$\{?\w+\}?")
 _OPERATORS = re.compile(r"\$+(?=\()|\${2,}")
 
 
@@ -57,9 +66,12 @@ def legal(wanted: str) -> str:
     if not name or not name[0].isalpha():
         name = f"x-{name}".rstrip("-")
     if len(name) > _LONGEST_NAME:
-        digest = hashlib.sha256(wanted.encode()).hexdigest()[:8]
-        name = f"{name[: _LONGEST_NAME - 9].rstrip('-')}-{digest}"
+        name = f"{name[: _LONGEST_NAME - 9].rstrip('-')}-{_digest(wanted)}"
     return name
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def is_annotation(key: str) -> bool:
@@ -95,14 +107,25 @@ def holds_password(text: str) -> bool:
 
 
 def command_holds_password(words: Iterable[str]) -> bool:
-    """The same of a command."""
-    line = " ".join(words)
+    """The same of a command; where it takes it from a variable it does not hold it."""
+    line = _REFERENCE.sub("", " ".join(words))
     return holds_password(line) or _PASSWORD_OPTION.search(line) is not None
 
 
+def file_holds_password(content: bytes) -> bool:
+    """The same of a file, where it is text."""
+    try:
+        return _PASSWORD_IN_FILE.search(content.decode()) is not None
+    except UnicodeDecodeError:
+        return False
+
+
 def data_key(wanted: str) -> str:
-    """A key of a ConfigMap or Secret: ``a/b.yml`` -> ``a__b.yml``."""
-    return re.sub(r"[^-._a-zA-Z0-9]", "_", wanted.replace("/", "__"))[-253:]
+    """A key of a ConfigMap or Secret, another for each: ``a/b.yml`` -> ``a__b.yml``."""
+    key = re.sub(r"[^-._a-zA-Z0-9]", "_", wanted.replace("/", "__"))
+    if key.replace("__", "/") == wanted and len(key) <= _LONGEST_KEY:
+        return key
+    return f"{_digest(wanted)}-{key[-_LONGEST_KEY + 9 :]}"
 
 
 def literal(text: str) -> str:

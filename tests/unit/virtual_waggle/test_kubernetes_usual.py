@@ -69,6 +69,7 @@ def test_what_has_no_health_check_in_the_file_is_ready_when_its_port_is_open() -
     found = converted("cluster")
     assert container(found, "Deployment", "rabbit")["readinessProbe"]["tcpSocket"] == {"port": 15672}
     assert "counts as healthy when its port 15672 is open" in told(found, "services.front.depends_on.rabbit")
+    assert "not when it has ended" in told(found, "services.front.depends_on.once")
     for name in ("once", "batch"):
         assert "readinessProbe" in container(found, "Job", name)
         assert "livenessProbe" not in container(found, "Job", name)
@@ -89,6 +90,7 @@ def test_an_init_container_is_on_its_networks_and_that_is_told() -> None:
     assert {"compose.network/compose-front", "compose.network/compose-back"} <= labels(found, "Deployment", "front")
     assert told(found, "services.front.networks") == "its pod is on back too, for migrate, which runs in it"
     assert "compose.network/compose-back" in labels(found, "Deployment", "sidecar")  # network_mode: service:kafka
+    assert "compose.network/compose-default" in labels(converted("monitoring"), "Deployment", "node-exporter")  # host
     assert "initContainers" not in pod(found, "Deployment", "nowhere")
     assert "nothing is waited for" in told(found, "services.nowhere.depends_on.kafka")
 
@@ -180,7 +182,7 @@ def test_services_of_one_name_stay_apart_and_a_shared_alias_is_told() -> None:
         **dict.fromkeys(("web-published-2", "web-ready-2", "search"), "web"),
     }
     assert "the name search leads to web alone" in told(found, "services.web-published")
-    assert "the name web-published can't be a service's" in told(found, "services.web")
+    assert "the name web-published leads to the service that is called so alone" in told(found, "services.web")
 
 
 def test_networks_are_named_as_all_stacks_see_them(tmp_path: Path) -> None:
@@ -188,6 +190,22 @@ def test_networks_are_named_as_all_stacks_see_them(tmp_path: Path) -> None:
     networks = {label for label in labels(found, "Deployment", "app") if label.startswith("compose.network/")}
     assert networks == {"compose.network/demo-default", "compose.network/site-proxy"}
     assert kinds(found)["NetworkPolicy"] == ["network-demo-default", "network-site-proxy"]
+
+
+def test_files_in_a_folder_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "d/a").mkdir(parents=True)
+    for path in ("d/a/b", "d/a__b", "d/a b", "d/a_b"):
+        (tmp_path / path).write_text(path)
+    found = one_service(tmp_path, "volumes: ['./d:/d:ro']")
+    data = one(found, "ConfigMap", "app-d")["data"]
+    shown = mounts(found)["/d"]["configMap"]
+    assert isinstance(shown, dict)
+    assert {item["path"]: data[item["key"]] for item in shown["items"]} == {
+        "a/b": "d/a/b",
+        "a__b": "d/a__b",
+        "a b": "d/a b",
+        "a_b": "d/a_b",
+    }
 
 
 # -------------------------------------------------------------------------------------------------- what is secret
@@ -223,7 +241,6 @@ def test_a_variable_with_a_password_is_in_a_secret(tmp_path: Path, name: str, va
         ("URL", "http://host:80/path"),
         ("GIT", "ssh://git@example.org/x"),
         ("LISTEN", "0.0.0.0:80"),
-        ("OPTIONS", "--password=$${PASSWORD}"),
     ],
 )
 def test_a_path_or_an_address_stays_where_people_read_it(tmp_path: Path, name: str, value: str) -> None:
@@ -250,6 +267,7 @@ def test_what_looks_like_a_password_where_none_can_be_hidden_is_told(tmp_path: P
     "rows",
     [
         "command: redis-server --requirepass $$PASSWORD",
+        "command: app --dsn postgres://app:$${PASSWORD}@db/app password=$$PASSWORD",
         "command: [app, --password-file, /run/secrets/x, --listen, 'http://0.0.0.0:80']",
         "healthcheck: {test: mysqladmin ping -u root -p$$MYSQL_ROOT_PASSWORD}",
         "healthcheck: {test: curl -f http://localhost:80/ || exit 1}",
@@ -261,7 +279,14 @@ def test_a_command_that_names_no_password_is_not_told(tmp_path: Path, rows: str)
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [(".env", "A=b"), (".pgpass", "x"), (".netrc", "x"), ("server.pem", "-----BEGIN EC PRIVATE KEY-----\n")],
+    [
+        (".env", "A=b"),
+        (".pgpass", "x"),
+        (".netrc", "x"),
+        ("server.pem", "-----BEGIN EC PRIVATE KEY-----\n"),
+        ("redis.conf", "port 1\nrequirepass s3cret\n"),
+        ("source.yml", "db:\n  password: s3cret\n"),
+    ],
 )
 def test_a_mounted_file_that_is_secret_is_in_a_secret(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
@@ -271,6 +296,20 @@ def test_a_mounted_file_that_is_secret_is_in_a_secret(tmp_path: Path, name: str,
 
 
 # ------------------------------------------------------------------------------------- what Kubernetes would refuse
+
+
+def test_a_config_with_a_password_is_told(tmp_path: Path) -> None:
+    more = "configs: {ours: {content: 'url = amqp://a:b@c'}, plain: {content: 'password_file = x'}}\n"
+    found = one_service(tmp_path, "configs: [ours, plain]", more)
+    assert list(losses(found)) == ["configs.ours"]
+
+
+def test_a_secret_may_lie_in_a_folder_below_the_secrets(tmp_path: Path) -> None:
+    rows = "secrets: [plain, {source: deep, target: /run/secrets/tls/key}]"
+    found = one_service(tmp_path, rows, "secrets: {plain: {file: compose.yaml}, deep: {file: compose.yaml}}\n")
+    shown = mounts(found)["/run/secrets"]["projected"]
+    assert isinstance(shown, dict)
+    assert [source["secret"]["items"][0]["path"] for source in shown["sources"]] == ["plain", "tls/key"]
 
 
 def test_a_claim_is_mounted_below_its_top_but_one_of_others_as_it_is() -> None:
