@@ -14,6 +14,7 @@ from virtual_waggle.message import UPLOAD, Value
 _ROWS = 5000  # of one read
 _PIECE = 1 << 17  # bytes, about, that are handed on at once
 _LOOK_UP = 500  # series after which whoever waits is told, be it of nothing
+_MOST_READS = 50  # likewise, reads of the store
 
 
 def pieces(store: Readable, query: Query, api: str) -> Iterator[bytes]:
@@ -23,7 +24,7 @@ def pieces(store: Readable, query: Query, api: str) -> Iterator[bytes]:
     the address that links to uploaded files begin with.
     """
     lines: list[str] = []
-    size = 0
+    size = reads = 0
     for number, series in enumerate(all_series(store, queries.names(query), query.start)):
         if number % _LOOK_UP == _LOOK_UP - 1:
             yield b""
@@ -35,9 +36,10 @@ def pieces(store: Readable, query: Query, api: str) -> Iterator[bytes]:
             made = write(chunk)
             lines += made
             size += sum(map(len, made))
-            if size >= _PIECE:
+            reads += 1
+            if size >= _PIECE or reads == _MOST_READS:
                 yield "".join(lines).encode()
-                lines, size = [], 0
+                lines, size, reads = [], 0, 0
     yield "".join(lines).encode()
 
 

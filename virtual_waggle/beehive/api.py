@@ -16,17 +16,18 @@ import logging
 import os
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from mimetypes import guess_type
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from groundwork.errors import InputError
 from groundwork.program import run_program
@@ -35,7 +36,7 @@ from virtual_waggle.beehive import answer, stream, uploads
 from virtual_waggle.beehive import query as queries
 from virtual_waggle.beehive.query import BadQuery, Query
 from virtual_waggle.beehive.settings import api_url, store_url
-from virtual_waggle.beehive.store import Point, Series, Store, StoreUnavailable, open_store, read_password
+from virtual_waggle.beehive.store import Point, Readable, Series, Store, StoreUnavailable, open_store, read_password
 from virtual_waggle.env_file import Variable, from_environment
 from virtual_waggle.prometheus import Metrics
 
@@ -46,6 +47,8 @@ _MOST_QUERIES = 100  # that are answered at once
 _MOST_READERS = 100  # of the stream
 _PATIENCE = 60.0  # seconds for a client to send its query, or to take a piece of an answer
 _DEADLINE = 300.0  # seconds that the store may take for one query, without what the client takes
+_WELL = "ok"  # what is told of a store that is there
+_HEALTH = 5.0  # seconds that the store may take to say that it is there
 _KEEP_ALIVE = 15.0  # seconds of silence on a stream after which a comment is sent
 _STREAM_START = 10.0  # seconds until the broker must have been reached
 _FILE_PIECE = 1 << 18  # bytes
@@ -70,6 +73,7 @@ _SECURITY = {
     "X-Frame-Options": "DENY",
 }
 _ANYONE = {"Access-Control-Allow-Origin": "*"}
+_AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER: the connection is reset, not ended
 # Uploaded files are strangers' work: a browser shows them, but runs nothing of them.
 _FILE_SECURITY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
 
@@ -115,15 +119,23 @@ TABLE = (
 
 @dataclass(eq=False)
 class Api:
-    """A running service."""
+    """A running service.
+
+    ``workers`` ask the store for queries, ``examiner`` whether it is there: that waits for no query.  ``patience`` and
+    ``deadline`` are _PATIENCE and _DEADLINE.  ``requests`` has the answers of which something was sent.
+    """
 
     configuration: Configuration
-    store: "PerThread"
+    store: Readable
     workers: ThreadPoolExecutor
+    examiner: ThreadPoolExecutor
+    patience: float = _PATIENCE
+    deadline: float = _DEADLINE
     hub: stream.Hub = field(default_factory=stream.Hub)
     metrics: Metrics = field(default_factory=lambda: Metrics(_HELPS))
-    requests: "set[asyncio.Task[Any]]" = field(default_factory=set)
+    requests: "dict[asyncio.Task[Any], web.StreamResponse | None]" = field(default_factory=dict)
     queries: int = 0
+    examination: "asyncio.Future[str] | None" = None
 
 
 class PerThread:
@@ -162,6 +174,13 @@ def application(api: Api) -> web.Application:
     """The service's routes."""
     made = web.Application(middlewares=[_outermost(api)])
 
+    async def note_begun(request: web.Request, response: web.StreamResponse) -> None:
+        task = asyncio.current_task()
+        if task in api.requests:
+            api.requests[task] = response
+
+    made.on_response_prepare.append(note_begun)
+
     def on(handler: Callable[[Api, web.Request], Awaitable[web.StreamResponse]]) -> Handler:
         return lambda request: handler(api, request)
 
@@ -179,11 +198,16 @@ def application(api: Api) -> web.Application:
 
 
 def _outermost(api: Api) -> Any:
+    """Every request goes through this: it is counted, logged, and answered also where its handler fails.
+
+    An answer that fails half-way is cut off, so that nobody takes a part for the whole.
+    """
+
     @web.middleware
     async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
         task = asyncio.current_task()
         assert task is not None
-        api.requests.add(task)
+        api.requests[task] = None
         begin = time.monotonic()
         status = 500
         try:
@@ -192,9 +216,14 @@ def _outermost(api: Api) -> Any:
         except web.HTTPException as refusal:
             status = refusal.status
             response = _plain(refusal.status, refusal.reason.lower(), dict(refusal.headers))
-        except (ConnectionError, asyncio.CancelledError):
+        except asyncio.CancelledError:
             status = 499  # the client went away, or the service ends
+            if api.requests[task] is not None:
+                _cut_off(request)
             raise
+        except ConnectionError as gone:
+            status = 499
+            response = _plain(status, str(gone))
         except StoreUnavailable as error:
             logger.error("store: %s", error)
             status = 503
@@ -203,7 +232,7 @@ def _outermost(api: Api) -> Any:
             logger.exception("failed: %s %s", request.method, request.path)
             response = _plain(status, "internal error")
         finally:
-            api.requests.discard(task)
+            begun = api.requests.pop(task)
             route = request.match_info.route.resource
             path = route.canonical if route else "other"
             api.metrics.add("beehive_api_requests_total", path=path, status=str(status))
@@ -211,7 +240,11 @@ def _outermost(api: Api) -> Any:
             level = logging.DEBUG if path in ("/healthz", "/metrics") and status == 200 else logging.INFO
             spent = time.monotonic() - begin
             logger.log(level, "%s %s %s %d %.3f s", request.remote, request.method, path, status, spent)
-        return response
+        if begun is None:
+            return response
+        if begun is not response:
+            _cut_off(request)
+        return begun
 
     return handle
 
@@ -244,7 +277,7 @@ async def _preflight(api: Api, request: web.Request) -> web.StreamResponse:
 
 async def _query(api: Api, request: web.Request) -> web.StreamResponse:
     try:
-        body = await asyncio.wait_for(_body(request), _PATIENCE)
+        body = await asyncio.wait_for(_body(request), api.patience)
         query = queries.parse(body, time.time_ns())
     except asyncio.TimeoutError:
         return _plain(408, "the query did not come within a minute")
@@ -270,10 +303,7 @@ async def _body(request: web.Request) -> bytes:
 
 
 async def _answer(api: Api, request: web.Request, query: Query) -> web.StreamResponse:
-    """Send the answer piece by piece: the next one is made when the client has taken the last.
-
-    An answer that fails half-way is cut off, so that nobody takes a part for the whole.
-    """
+    """Send the answer piece by piece: the next one is made when the client has taken the last."""
     more = {
         "Content-Type": "application/x-ndjson",
         "Content-Disposition": time.strftime('attachment; filename="beehive-%Y%m%dT%H%M%SZ.ndjson"', time.gmtime()),
@@ -285,39 +315,59 @@ async def _answer(api: Api, request: web.Request, query: Query) -> web.StreamRes
         pieces = answer.compressed(pieces)
     response = web.StreamResponse(headers=_headers(more))
     spent = 0.0
+    while True:
+        piece, seconds = await _in_worker(api, lambda: _timed(lambda: next(pieces, None)))
+        spent += seconds
+        if piece is None:
+            break
+        if spent > api.deadline:
+            logger.warning("a query took the store more than %g s: %s", api.deadline, query)
+            if response.prepared:
+                _cut_off(request)
+                return response
+            return _plain(503, "the query takes too long; ask for less")
+        if piece:
+            if not response.prepared:
+                await response.prepare(request)
+            await _taken(api, response.write(piece))
+        elif request.transport is None or request.transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+    if not response.prepared:
+        await response.prepare(request)
+    await _taken(api, response.write_eof())
+    return response
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What ``work`` gives, and the seconds that it took."""
+    begin = time.monotonic()
+    found = work()
+    return found, time.monotonic() - begin
+
+
+async def _taken(api: Api, sending: Coroutine[Any, Any, None]) -> None:
+    """Wait until a client has taken a piece of an answer.  Raises ConnectionError for one that is gone or waits."""
+    task = asyncio.ensure_future(sending)
     try:
-        while True:
-            begin = time.monotonic()
-            piece = await _in_worker(api, lambda: next(pieces, None))
-            spent += time.monotonic() - begin
-            if piece is None:
-                break
-            if spent > _DEADLINE:
-                logger.warning("a query took the store more than %.0f s: %s", _DEADLINE, query)
-                if not response.prepared:
-                    return _plain(503, "the query takes too long; ask for less")
-                return _cut_off(request, response)
-            if piece:
-                if not response.prepared:
-                    await response.prepare(request)
-                await asyncio.wait_for(response.write(piece), _PATIENCE)
-            elif request.transport is None or request.transport.is_closing():
-                raise ConnectionResetError
-        if not response.prepared:
-            await response.prepare(request)
-        await asyncio.wait_for(response.write_eof(), _PATIENCE)
-    except (StoreUnavailable, asyncio.TimeoutError) as error:
-        if not response.prepared:
-            raise
-        logger.warning("an answer was cut off: %s", error or "the client did not take it")
-        return _cut_off(request, response)
-    return response
+        done, _ = await asyncio.wait([task], timeout=api.patience)  # wait_for may overlook that it is cancelled
+    finally:
+        task.cancel()
+    if not done:
+        raise ConnectionAbortedError("the client takes nothing")
+    task.result()
 
 
-def _cut_off(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    if request.transport is not None:
-        request.transport.abort()
-    return response
+def _cut_off(request: web.Request) -> None:
+    """End the connection before the answer's end.
+
+    For HTTP/1.0, which proxies speak, the one is the other: there it is reset.
+    """
+    if request.transport is None:
+        return
+    connection = request.transport.get_extra_info("socket")
+    if request.version < HttpVersion11 and connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+    request.transport.abort()
 
 
 def _counted(api: Api, pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -370,7 +420,7 @@ async def _stream(api: Api, request: web.Request) -> web.StreamResponse:
         if reader.dropped:
             api.metrics.add("beehive_api_stream_dropped_total")
             logger.warning("a reader of the stream was too slow: %s", request.remote)
-            return _cut_off(request, response)
+            _cut_off(request)
         return response
     finally:
         api.hub.remove(reader)
@@ -432,9 +482,9 @@ async def _file(api: Api, request: web.Request) -> web.StreamResponse:
         while left:
             piece = await _in_worker(api, lambda left=left: data.read(min(left, _FILE_PIECE)))  # type: ignore[misc]
             if not piece:
-                return _cut_off(request, response)  # it was made shorter meanwhile
+                raise OSError("an uploaded file was made shorter while it was sent")
             left -= len(piece)
-            await asyncio.wait_for(response.write(piece), _PATIENCE)
+            await _taken(api, response.write(piece))
         await response.write_eof()
         return response
 
@@ -445,17 +495,24 @@ async def _metrics(api: Api, request: web.Request) -> web.StreamResponse:
 
 
 async def _health(api: Api, request: web.Request) -> web.StreamResponse:
-    try:
-        await asyncio.wait_for(_in_worker(api, api.store.check), 5)
-        healthy, told = True, "ok"
-    except StoreUnavailable as error:
-        logger.error("store: %s", error)
-        healthy, told = False, "can't be read"
-    except asyncio.TimeoutError:
-        healthy, told = False, "does not answer"
+    loop = asyncio.get_running_loop()
+    if api.examination is None or api.examination.done():  # one at a time, whoever asks
+        api.examination = loop.run_in_executor(api.examiner, _examined, api.store)
+    done, _ = await asyncio.wait([api.examination], timeout=_HEALTH)
+    told = api.examination.result() if done else "does not answer"
+    healthy = told == _WELL
     text = json.dumps({"healthy": healthy, "store": told}) + "\n"
     status = 200 if healthy else 503
     return web.Response(status=status, text=text, content_type="application/json", headers=_headers({}))
+
+
+def _examined(store: Readable) -> str:
+    try:
+        store.check()
+    except StoreUnavailable as error:
+        logger.error("store: %s", error)
+        return "can't be read"
+    return _WELL
 
 
 def read_configuration(environment: Any = os.environ) -> Configuration:
@@ -485,8 +542,8 @@ async def serve(configuration: Configuration) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="query") as workers:
-        api = Api(configuration, store, workers)
+    with ThreadPoolExecutor(_WORKERS, "query") as workers, ThreadPoolExecutor(1, "health") as examiner:
+        api = Api(configuration, store, workers, examiner)
         if configuration.brokers:
             secrets = configuration.secrets
             brokers = [
