@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from virtual_waggle.forms import Deployment, Row
     from virtual_waggle.stack import Form
 
+_AT_REST = ("stopped", "exited")  # states of a service that does nothing and will do nothing by itself
 _TROUBLED = 1  # exit code of status where something is not as it should be
 
 
@@ -265,9 +266,10 @@ def restore(given: Namespace) -> int:
 
     state = states.chosen(given.state_dir)
     if state.settings_file.exists() and stack.was_started(state.folder):
-        running = [row.service for row in stack.status(state.folder, _making(state)) if row.state == "running"]
-        if running:
-            raise InputError(f"services run: {', '.join(running)}", hint="stop them first: beehive-server down")
+        at_work = [row for row in stack.status(state.folder, _making(state)) if row.state not in _AT_REST]
+        if at_work:
+            told = ", ".join(f"{row.service} ({row.state})" for row in at_work)
+            raise InputError(f"services are not stopped: {told}", hint="stop them first: beehive-server down")
     with console.stage("restoration", brief=True) as stage:
         now = datetime.now(timezone.utc)
         made = backups.restore(given.file, state, force=given.force, now=now, tell=stage.detail)

@@ -59,7 +59,8 @@ def deployment(state: State, *, native: bool, environment: Mapping[str, str] = o
         "BEEHIVE_MANAGEMENT_PORT": local["BEEHIVE_MANAGEMENT_PORT"],
     }
     known = settings.read(state.settings_file)
-    variables["BEEHIVE_API_URL"] = known.api_url
+    if known.cluster:
+        variables["BEEHIVE_API_URL"] = known.api_url  # the first machine's, for there the files are
     if native:
         variables.update(_native_variables(state, known, local))
     return Deployment(PROJECT, COMPOSE_FILE, state.folder, variables, ("nodes",) if known.is_first else ())

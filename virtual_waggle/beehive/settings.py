@@ -129,7 +129,7 @@ TABLE = (
     Variable("BEEHIVE_API_PORT", "port of the data API and the web page (HTTP)", _PORT, "8080"),
     Variable(
         "BEEHIVE_API_URL",
-        "address of the data API in links, where it is not http://<first host>:<API port>",
+        "address of the data API in links to files, such as https://data.example.org; empty: the one a reader used",
         api_url,
         "",
     ),

@@ -9,7 +9,8 @@ from typing import NoReturn
 import pytest
 
 from groundwork import __version__
-from virtual_waggle import cli
+from virtual_waggle import cli, stack
+from virtual_waggle.forms import Row
 
 PROGRAMS = [("virtual-waggle", cli.virtual_waggle), ("beehive-server", cli.beehive_server)]
 Program = Callable[[], NoReturn]
@@ -131,3 +132,20 @@ def test_a_machine_without_images_is_told(monkeypatch: pytest.MonkeyPatch, capsy
     said = capsys.readouterr().err
     assert "can't read" in said
     assert "is this a Sage image?" in said
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [("running", 2), ("starting", 2), ("restarting", 2), ("waiting", 2), ("stopped", 1), ("exited", 1)],
+)
+def test_a_beehive_is_restored_only_where_no_service_is_at_work_or_about_to_be(
+    state: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "beehive.env").write_text("BEEHIVE_HOST=beehive.example.org\n")
+    monkeypatch.setattr(stack, "was_started", lambda folder: True)
+    monkeypatch.setattr(stack, "status", lambda folder, make: [Row("loader", state), Row("api", "stopped")])
+    words = ["restore", str(tmp_path / "none.tar.gz"), "--force", "--state-dir", str(tmp_path)]
+    assert call(cli.beehive_server, "beehive-server", words, monkeypatch) == code
+    said = capsys.readouterr().err
+    assert (f"services are not stopped: loader ({state})" in said) == (code == 2)
+    assert ("none.tar.gz" in said) == (code == 1)  # the next that is looked at

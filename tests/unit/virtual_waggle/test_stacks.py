@@ -236,6 +236,28 @@ def test_a_clusters_machine_has_a_broker_that_others_reach_and_goes_to_theirs(
         of_beehive.place(state, beehive_settings.read(state.settings_file), native=False, environment={})
 
 
+def test_links_to_files_begin_with_the_address_that_was_set_or_that_a_reader_uses(tmp_path: Path) -> None:
+    state = State(tmp_path / "state")
+
+    def address() -> object:
+        made = of_beehive.deployment(state, native=True, environment={"BEEHIVE_API_URL": "http://nobody.asked"})
+        return compose.load(made.compose_file, made.variables).services["api"].environment["BEEHIVE_API_URL"]
+
+    beehive_state.deploy(state, {"BEEHIVE_HOST": "hive1,hive2,hive3"}, Place("", "", ""), now=NOW)
+    assert address() == ""
+    beehive_state.deploy(state, {"BEEHIVE_API_URL": "https://data.example.org"}, Place("", "", ""), now=NOW)
+    assert address() == "https://data.example.org"
+    cluster = {
+        "BEEHIVE_API_URL": "",
+        "BEEHIVE_CLUSTER": "hive1,hive2,hive3",
+        "BEEHIVE_MEMBER": "hive2",
+        "BEEHIVE_QUEUE_TYPE": "quorum",
+        "BEEHIVE_STORE": "postgresql://beehive@db/beehive",
+    }
+    beehive_state.deploy(state, cluster, Place("", "", ""), now=NOW)
+    assert address() == "http://hive1:8080"  # where the files are, whichever machine is asked
+
+
 @pytest.mark.parametrize("make", [node, beehive])
 def test_no_secret_is_in_a_variable(make: Callable[..., Deployment], tmp_path: Path) -> None:
     given = make(tmp_path / "state", native=True)
