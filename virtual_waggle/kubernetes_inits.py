@@ -9,13 +9,16 @@ from virtual_waggle.kubernetes_objects import Conversion, Pod, is_job, tcp_ports
 
 _WAIT = 900  # seconds for another service; then the pod begins anew
 
-# An exit code of BusyBox' nslookup tells nothing: it asks with each suffix, and fails when one of the names is unknown.
+# The name in full, by the namespace's domain: no other domain that is searched may answer.  What nslookup's exit code
+# tells depends on whose it is.
+_FULL_NAME = 'name="$0$(sed -n "s/^search \\([^ ]*\\).*/.\\1./p" /etc/resolv.conf)"'
 _IS_KNOWN = (
-    'if command -v getent > /dev/null; then getent hosts "$0"; else nslookup "$0" 2> /dev/null | grep -q "^Name:"; fi'
+    'if command -v getent > /dev/null; then getent hosts "$name"; '
+    'else nslookup "$name" 2> /dev/null | grep -q "^Name:"; fi'
 )
 _SCRIPT = (
-    f"end=$(($(date +%s) + {_WAIT})); until ({_IS_KNOWN}) > /dev/null 2>&1; do "
-    'if [ "$(date +%s)" -ge "$end" ]; then echo "$0: nothing got ready" >&2; exit 1; fi; sleep 1; done'
+    f"{_FULL_NAME}; end=$(($(date +%s) + {_WAIT})); until ({_IS_KNOWN}) > /dev/null 2>&1; do "
+    'if [ "$(date +%s)" -ge "$end" ]; then echo "$name: nothing got ready" >&2; exit 1; fi; sleep 1; done'
 )
 
 # Keys of a service that are its pod's, and the model's names for them.
