@@ -160,10 +160,14 @@ class _Reading:
                     raise node.error(f"{name!r} is no name", hint="letters, digits, ., - and _")
             return {name: read(name, node) for name, node in found.items()}
 
+        services = part("services", self.service)
+        for key, service in services.items():
+            known = tuple(one for one in service.depends_on if one.required or one.service in services)
+            services[key] = replace(service, depends_on=known)
         stack = Stack(
             path=self.path,
             name=project,
-            services=part("services", self.service),
+            services=services,
             volumes=part("volumes", lambda key, node: self.volume(key, node, project)),
             networks=part("networks", lambda key, node: self.network(key, node, project)),
             secrets=part("secrets", self.material),

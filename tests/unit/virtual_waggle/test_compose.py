@@ -221,6 +221,13 @@ def test_a_restart_policy_under_deploy_counts_before_restart(tmp_path: Path) -> 
         one(tmp_path, "restart: always\ndeploy: {restart_policy: {conditon: any}}")
 
 
+def test_a_service_that_is_not_there_is_waited_for_only_where_it_is_required(tmp_path: Path) -> None:
+    rows = "depends_on: {absent: {condition: service_healthy, required: %s}}"
+    assert one(tmp_path, rows % "false").depends_on == ()
+    with pytest.raises(InputError, match="unknown service 'absent'"):
+        one(tmp_path, rows % "true")
+
+
 def test_annotations_are_those_of_the_service_and_of_deploy(tmp_path: Path) -> None:
     found = one(tmp_path, "annotations: {a: '1'}\ndeploy: {labels: [a=0, b=2]}")
     assert found.annotations == {"a": "1", "b": "2"}
