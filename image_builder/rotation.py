@@ -119,11 +119,12 @@ class Retire:
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete an image of ours that no reader sees (any more)."""
+    """Delete an image of ours that no reader sees (any more).  ``publisher``: whose it was when that was planned."""
 
     id: str
     name: str
     reason: str
+    publisher: str = ""
 
     def __str__(self) -> str:
         return f"delete {self.name} ({self.id}): {self.reason}"
@@ -266,7 +267,7 @@ def plan(
         elif image.state in (ImageState.STAGING, ImageState.CANDIDATE):
             reason = left_over(image, now, publishers or {})
             if reason and doubt is None and image.id not in spared:
-                steps.append(Delete(image.id, image.name, reason))
+                steps.append(Delete(image.id, image.name, reason, image.publisher))
             elif image.paused:
                 notes.append(f"{image.name} ({image.id}) is paused; left alone")
             else:
@@ -283,6 +284,18 @@ def plan(
         steps += _retention(previous, keep, now - keep_younger, spared, notes)
         steps += _old_failures(failed, spared)
     return Plan(tuple(steps), tuple(notes))
+
+
+def may_go(step: Retire | Delete, image: SiteImage) -> bool:
+    """Whether an image, as it stands now, is still what was to be retired or deleted when that was planned.
+
+    Another run may have promoted it since, or have taken it over for itself.
+    """
+    if image.name == image.image_name or image.state == ImageState.CURRENT or image.protected or image.paused:
+        return False
+    if isinstance(step, Retire):
+        return image.state in (ImageState.PREVIOUS, ImageState.RETIRED, ImageState.FAILED)
+    return image.state != ImageState.PREVIOUS and image.publisher == step.publisher
 
 
 def change_of(step: Step) -> Change | None:
@@ -450,7 +463,8 @@ def _retention(
 
 def _away(image: SiteImage, reason: str) -> list[Step]:
     retired = image.hidden and image.state == ImageState.RETIRED
-    return [*([] if retired else [Retire(image.id, image.name, reason)]), Delete(image.id, image.name, reason)]
+    delete = Delete(image.id, image.name, reason, image.publisher)
+    return [delete] if retired else [Retire(image.id, image.name, reason), delete]
 
 
 def _old_failures(failed: Sequence[SiteImage], spared: Mapping[str, str]) -> list[Step]:
@@ -460,7 +474,8 @@ def _old_failures(failed: Sequence[SiteImage], spared: Mapping[str, str]) -> lis
     reason = f"its canary failed, and so did those of the newest {KEEP_FAILED}"
     steps: list[Step] = []
     for image in reversed(doomed):
-        steps += [Delete(image.id, image.name, reason)] if image.hidden else _away(image, reason)
+        delete = Delete(image.id, image.name, reason, image.publisher)
+        steps += [delete] if image.hidden else _away(image, reason)
     return steps
 
 

@@ -226,6 +226,10 @@ def retain(run: SiteRun, connection: "Connection", image_id: str) -> None:
         delete_steps(run, connection, plan.deletions)
 
 
+def _taken(run: SiteRun, image: SiteImage) -> Overtaken:
+    return Overtaken(f"{run.site.name}: another run has changed {image.name} ({image.id}) meanwhile; it stays")
+
+
 def _overtaken(run: SiteRun, standing: Sequence[SiteImage]) -> Overtaken:
     current = current_of(standing, run.image_name)
     who = f"; {current.id} of {current.publisher or 'an unknown run'} has it" if current else ""
@@ -252,11 +256,29 @@ def delete_steps(run: SiteRun, connection: "Connection", steps: Sequence[rotatio
 
 
 def do_steps(run: SiteRun, connection: "Connection", steps: Sequence[rotation.Step]) -> None:
-    """Do the steps in order, after they were written into the journal."""
+    """Do the steps in order, after they were written into the journal.
 
-    def tell(step: rotation.Step) -> None:
+    What is to be retired or deleted is looked at once more just before: raises Overtaken where it is no longer what
+    the plan was made for.
+    """
+
+    def begin(step: rotation.Step) -> None:
         logger.info("%s: %s", run.site.name, step)
         run.done.append(str(step))
+        if isinstance(step, rotation.Retire | rotation.Delete):
+            with contextlib.suppress(catalog.Gone):
+                image = catalog.get(connection, step.id)
+                if not rotation.may_go(step, image):
+                    raise _taken(run, image)
+
+    def change(image_id: str, wanted: Change) -> None:
+        image = catalog.change(connection, image_id, wanted)
+        if image.state == ImageState.RETIRED and image.name == run.image_name:
+            # Promoted between the look and the request, which has hidden it: Glance knows no condition for a change.
+            catalog.change(
+                connection, image_id, Change(hidden=False, properties={"sage_state": str(ImageState.CURRENT)})
+            )
+            raise _taken(run, image)
 
     def delete(image_id: str) -> None:
         catalog.delete(connection, image_id)
@@ -266,12 +288,7 @@ def do_steps(run: SiteRun, connection: "Connection", steps: Sequence[rotation.St
         if steps:
             promoted = [step.id for step in steps if isinstance(step, rotation.Promote)]
             journal.write([str(step) for step in steps], promoted[0] if promoted else run.staging)
-        rotation.execute(
-            steps,
-            change=lambda image_id, wanted: catalog.change(connection, image_id, wanted),
-            delete=delete,
-            on_step=tell,
-        )
+        rotation.execute(steps, change=change, delete=delete, on_step=begin)
 
 
 def note(run: SiteRun, step: str, image_id: str) -> None:

@@ -75,8 +75,24 @@ def _care_at(care: Care, connection: "Connection") -> bool:
     else:
         for planned in plans:
             care.go_on()
-            _carry_out(care, connection, planned)
+            care.image_name = planned.image_name
+            with site_rotation.exclusive(care):
+                _carry_out(care, connection, _as_it_stands(care, connection, planned))
     return bool(steps)
+
+
+def _as_it_stands(care: Care, connection: "Connection", planned: NamePlan) -> NamePlan:
+    """The plan, made anew where another run of this machine changed what stands while this one waited for it."""
+    if care.request.command not in _MOVES_NAMES:
+        return planned
+    standing = site_rotation.look(care, connection)
+    others = tuple(image for image in care.ours if image.image_name != planned.image_name)
+    if {image.id: image for image in standing} == {image.id: image for image in care.ours if image not in others}:
+        return planned
+    care.ours = (*others, *standing)
+    if planned.new is not None and any(image.id == planned.new.id for image in standing if _is_current(image)):
+        return NamePlan(planned.image_name, Plan(()), planned.new)  # the other run was asked for the same
+    return next(again for again in _plans(care, connection) if again.image_name == planned.image_name)
 
 
 def _mend(care: Care, connection: "Connection") -> list[Step]:
@@ -181,6 +197,10 @@ def _not_ours(image: SiteImage, project: str) -> InputError:
     )
 
 
+def _is_current(image: SiteImage) -> bool:
+    return image.name == image.image_name and not image.hidden
+
+
 def _find_foreign(care: Care, connection: "Connection") -> SiteImage:
     """The image that is to be adopted, whoever made it."""
     word = str(care.request.word)
@@ -202,7 +222,6 @@ def _told(care: Care, planned: NamePlan) -> list[str]:
 
 
 def _carry_out(care: Care, connection: "Connection", planned: NamePlan) -> None:
-    care.image_name = planned.image_name
     plan = planned.plan
     marks = [step for step in plan.steps if isinstance(step, rotation.Mark | rotation.Adopt)]
     if planned.new is not None and planned.new.state == ImageState.CANDIDATE:

@@ -4,9 +4,12 @@ words, twice in a row, and with a site that is down."""
 
 import json
 import signal
+import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import yaml
 
 from chameleon_sites import cloud
 from chameleon_sites.sites import load_sites
-from image_builder import catalog, manifest
+from image_builder import catalog, journal, manifest, rotation
 from image_builder.catalog import Change, SiteImage
 from image_builder.publication import Outcome
 from tests.integration import commands, glance_proxy
@@ -366,6 +369,69 @@ def test_pruning_keeps_the_newest_the_protected_and_the_paused(site: Bench) -> N
     dates = [name.removeprefix("Sage-20261120T03") for name in site.names()]
     assert dates == ["Sage", "0100Z", "0200Z", "0500Z"]
     assert report("prune", site.name, "--keep", "2", "--site", UC)[UC]["outcome"] == "unchanged"
+
+
+def promote_by_hand(bench: Bench, image_id: str) -> None:  # noqa: F811
+    """What another run does: at every moment one image has the name."""
+    connection, moment = bench.connections[UC], rotation.timestamp(datetime.now(timezone.utc))
+    old = [image for image in bench.ours() if image.name == bench.name]
+    for image in old:
+        catalog.change(connection, image.id, Change(hidden=True))
+    properties = {"sage_state": "current", "sage_promoted_at": moment}
+    catalog.change(connection, image_id, Change(name=bench.name, hidden=False, properties=properties))
+    for image in old:
+        properties = {"sage_state": "previous"}
+        name = rotation.dated_name(bench.name, image.built_at)
+        catalog.change(connection, image.id, Change(name=name, hidden=False, properties=properties))
+
+
+@pytest.mark.parametrize("state", ["candidate", "previous"])
+def test_what_another_run_promotes_while_a_pruning_waits_for_it_stays(
+    site: Bench, local_chameleon: Any, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    stand(site, (1, 2, 3), UC)
+    image = next(image for image in site.ours() if image.recipe_digest == "recipe-1")
+    if state == "candidate":
+        properties = {"sage_state": "candidate", "sage_publisher": dead_publisher()}
+        catalog.change(
+            site.connections[UC], image.id, Change(name="sage-staging-x", hidden=True, properties=properties)
+        )
+    listed = threading.Event()
+    with glance_proxy.proxies({UC: local_chameleon.endpoints[UC]["image"]}) as made:
+        clouds = glance_proxy.lead_through(site.clouds_yaml, made, site.folder / "proxied.yaml")
+        made[UC].hook = lambda call, now: listed.set() if now == "after" else None
+        with journal.opened(journal.default_folder(), load_sites()[UC], site.name):
+            monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(clouds))
+            process = commands.start("sage-image", "prune", site.name, "--keep", "1", "--site", UC)
+            assert listed.wait(60)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(3)
+            promote_by_hand(site, image.id)
+        ran = commands.finish(process, timeout=60)
+    assert current(site).id == image.id
+    assert ran.code == 0, ran.err
+    assert site.names() == ["Sage"]
+
+
+def test_an_image_that_is_promoted_just_when_it_is_retired_keeps_the_name(
+    site: Bench, local_chameleon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand(site, (1, 2), UC)
+    old = next(image for image in site.ours() if image.recipe_digest == "recipe-1")
+    with glance_proxy.proxies({UC: local_chameleon.endpoints[UC]["image"]}) as made:
+        clouds = glance_proxy.lead_through(site.clouds_yaml, made, site.folder / "proxied.yaml")
+
+        def promote(call: Call, now: Moment) -> None:
+            if call.method == "PATCH" and call.path.endswith(old.id) and now == "before":
+                made[UC].hook = None
+                promote_by_hand(site, old.id)
+
+        made[UC].hook = promote
+        monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(clouds))
+        ran = sage_image("prune", site.name, "--keep", "1", "--site", UC, code=1)
+    assert "another run has changed" in ran.err
+    assert current(site).id == old.id
+    assert len(site.names()) == 2
 
 
 def test_pruning_deletes_what_is_older_than_asked(site: Bench) -> None:
