@@ -45,23 +45,24 @@ def _servers(connection: "Connection") -> Iterator[dict[str, Any]]:
         return
     query = f"/servers/detail?limit={_PAGE}"
     for _ in range(_MOST_PAGES):
-        rows = _rows(connection, "compute", query, "servers")
+        rows, more = _rows(connection, "compute", query, "servers")
         yield from rows
-        if len(rows) < _PAGE:
+        if not rows or (not more and len(rows) < _PAGE):  # a site may have pages that are smaller than asked for
             return
         query = f"/servers/detail?limit={_PAGE}&marker={rows[-1].get('id')}"
     raise SiteError(f"{connection.config.region_name}: the list of servers does not end")
 
 
 def _leases(connection: "Connection") -> list[dict[str, Any]]:
-    return _rows(connection, "reservation", "/leases", "leases") if _has(connection, "reservation") else []
+    return _rows(connection, "reservation", "/leases", "leases")[0] if _has(connection, "reservation") else []
 
 
 def _has(connection: "Connection", service: str) -> bool:
     return connection.config.get_endpoint_from_catalog(service) is not None
 
 
-def _rows(connection: "Connection", service: str, path: str, key: str) -> list[dict[str, Any]]:
+def _rows(connection: "Connection", service: str, path: str, key: str) -> tuple[list[dict[str, Any]], bool]:
+    """What a service lists, and whether it says (by links, as Nova does) that there is more."""
     site = str(connection.config.region_name)
     try:
         response = connection.session.get(
@@ -74,9 +75,10 @@ def _rows(connection: "Connection", service: str, path: str, key: str) -> list[d
     if not response.ok:
         raise SiteError(f"{site} does not tell its {key} (HTTP {response.status_code})")
     try:
-        rows = response.json()[key]
-    except (ValueError, KeyError, TypeError):
-        rows = None
+        document = response.json()
+        rows, more = document[key], bool(document.get(f"{key}_links"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        rows, more = None, False
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise SiteError(f"{site}: what answers for its {key} gives no list of them")
-    return rows
+    return rows, more

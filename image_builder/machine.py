@@ -99,6 +99,10 @@ class MachineError(SageError):
         self.console = console_tail
 
 
+class EmulatorFailed(SageError):
+    """QEMU itself came to a bad end, which tells nothing of the image."""
+
+
 @dataclass(frozen=True)
 class LoginKey:
     """A key pair for one run, in OpenSSH's forms.  The private half is never written to a file."""
@@ -199,7 +203,8 @@ class Machine:
     def login(self, user: str, deadline: float) -> Any:
         """Wait until ``user`` can log in by the key and return a fabric.Connection.
 
-        ``deadline`` in seconds from power-on.  Raises MachineError when it is over or the machine ended.
+        ``deadline`` in seconds from power-on.  Raises MachineError when it is over or the machine ended, and
+        EmulatorFailed.
         """
         import paramiko
 
@@ -283,12 +288,19 @@ class Machine:
         connection.open()
         return connection
 
-    def _still_running(self) -> None:
-        if self._child.poll() is not None:
+    def check_emulator(self) -> None:
+        """Raise EmulatorFailed where QEMU has crashed or was killed.  A guest that goes off ends it with status 0."""
+        if self._child.poll():
             said = files.tail(self._complaints, 3)
-            raise MachineError(
-                f"the machine ended with exit status {self._child.returncode}: {said}", self.console_tail()
+            raise EmulatorFailed(
+                f"QEMU ended with exit status {self._child.returncode} on {self.firmware}: {said}",
+                hint="is there memory and disk space enough? the kernel's log tells what it killed",
             )
+
+    def _still_running(self) -> None:
+        self.check_emulator()
+        if self._child.poll() is not None:
+            raise MachineError("the machine switched itself off", self.console_tail())
 
 
 @contextmanager

@@ -5,14 +5,15 @@ Ages are left to the reader: of an image that was built at a time t, it is ``tim
 age that was written down last night would be a day short.
 """
 
+import math
 from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from groundwork import files
 from groundwork.errors import SageError
+from image_builder import rotation
 from image_builder.hooks import within
 from image_builder.publication import Outcome
 from image_builder.report import RunReport, failures
@@ -108,5 +109,8 @@ def push(report: RunReport, url: str) -> None:
 
 
 def _seconds(time: str) -> float:
-    """RFC 3339 -> seconds since 1970."""
-    return datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp()
+    """RFC 3339 -> seconds since 1970; NaN for what is no time."""
+    try:
+        return rotation.parse_time(time).timestamp()
+    except ValueError:  # a hand spoilt an image's property
+        return math.nan

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from groundwork import files
 from groundwork.console import mebibytes
-from image_builder import summary
+from image_builder import rotation, summary
 from image_builder.report import Failure, RunReport, SiteStanding, StandingImage, failures
 
 _SHOWN = 30  # runs
@@ -114,9 +114,10 @@ def _place(site: SiteStanding, current: StandingImage | None, note: str, now: da
 
 def _age(time: str, now: datetime) -> str:
     """How long ago a time (RFC 3339) was: ``3 days``."""
-    if not time:
+    try:
+        return _span((now - rotation.parse_time(time)).total_seconds())
+    except ValueError:  # none, or a hand spoilt it
         return "unknown"
-    return _span((now - datetime.fromisoformat(time.replace("Z", "+00:00"))).total_seconds())
 
 
 def _span(seconds: float) -> str:

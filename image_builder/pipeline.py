@@ -178,7 +178,7 @@ def rehearse(orders: Sequence[Order], values: dict[str, Any]) -> int:
         for step in steps or [f"nothing to build: {found.folder if found else ''} is up to date"]:
             console.result(f"  {step}")
         row: dict[str, Any] = {"recipe": products.to_data(made), "steps": steps, "complete": not steps}
-        if values["publish"]:
+        if values["publish"] and order.sites:
             imagined = builder.imagine(made, found, formats)
             options = replace(cli.publish_options(values), dry_run=True)
             published = publishing.publish(imagined, places.output, order.sites, options, connections=connections)
@@ -261,7 +261,7 @@ def _produce(
                 continue
             with image.part():
                 _build(image, values, places, checking, circumstances, trees)
-                if values["publish"]:
+                if values["publish"] and image.order.sites:
                     _publish(image, values, connections)
             if image.build is not None:
                 _tell_build(image, values)
@@ -275,7 +275,7 @@ def _pass_over_standing(
 ) -> None:
     """What stands at every site need not be built, also on a machine that never built it, nor published again."""
     options = cli.publish_options(values)
-    looked = [image for image in images if image.is_open]
+    looked = [image for image in images if image.is_open and image.order.sites]
     named = _all_sites([image.order for image in looked])
     standing = {found.site: found for found in publishing.inventory(named, connections=connections)}
     for image in looked:

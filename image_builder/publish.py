@@ -147,7 +147,7 @@ def standing_report(
             plan = site_rotation.plan_for(run, images, keep=options.keep)
         except SageError:
             return None
-        if plan.steps or (current.visibility not in options.visibility and held is None):
+        if plan.steps or (held is None and not site_work.is_visible_as_asked(current, options.visibility)):
             return None
         what = (Outcome.HELD if held else Outcome.UNCHANGED, current.id, image_name, Visibility(current.visibility))
         results.append(SitePublication(site.name, *what, 0, 0.0, (), (held,) if held else (), None))

@@ -19,7 +19,7 @@ from chameleon_sites.sites import Site
 from groundwork.errors import InputError, SageError
 from image_builder import catalog, in_use, journal, publisher, rotation
 from image_builder.canary import CanaryInconclusive
-from image_builder.catalog import BadListing, Change, ImageState, SiteImage, Stopped
+from image_builder.catalog import BadListing, Change, ImageState, SiteImage, Stopped, Visibility
 from image_builder.journal import Journal
 from image_builder.publication import Problem, PublishOptions
 
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _REPAIRS = 3  # attempts to finish or undo a swap in which a call failed
 FIRST_REPAIR = 0.2  # seconds until the first of them, doubled each time
+_OLD = (ImageState.PREVIOUS, ImageState.RETIRED)
 SETTLING = 1.0  # seconds that a swap of another machine may still take, before it is taken for abandoned
 
 
@@ -124,12 +125,19 @@ def tidy(
     return tuple(image for image in standing if image.id not in gone)
 
 
+def is_seen_as(image: SiteImage, visibility: str) -> bool:
+    """Whether an image has that visibility.  A private one may be shared with some projects, and stays so."""
+    return image.visibility == visibility or (
+        image.visibility == Visibility.SHARED and visibility == Visibility.PRIVATE
+    )
+
+
 def set_visibility(run: SiteRun, connection: "Connection", image: SiteImage) -> SiteImage:
     """Give an image the first of the visibilities asked for that the site allows."""
     refusals = []
     for visibility in run.options.visibility:
         run.go_on()
-        if image.visibility == visibility:
+        if is_seen_as(image, visibility):
             return image
         try:
             image = catalog.change(connection, image.id, Change(visibility=str(visibility)))
@@ -307,8 +315,10 @@ def plan_for(
     if plan.deletions:
         connection = connected(run.connection)
         doomed = {step.id for step in plan.deletions}
+        # All that may be deleted are asked about: one that is in use takes the place of another among those kept.
+        old = [image for image in standing if image.id in doomed or image.state in _OLD]
         try:
-            used = in_use.needed(connection, [image for image in standing if image.id in doomed])
+            used = in_use.needed(connection, old)
         except SageError as error:
             run.warn(f"no old image is deleted, for what is in use can't be told: {error}")
             used, keep = {}, None

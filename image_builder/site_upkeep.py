@@ -223,7 +223,7 @@ def _told(care: Care, planned: NamePlan) -> list[str]:
 
 def _carry_out(care: Care, connection: "Connection", planned: NamePlan) -> None:
     plan = planned.plan
-    marks = [step for step in plan.steps if isinstance(step, rotation.Mark | rotation.Adopt)]
+    marks = [step for step in plan.swap if planned.new is None or isinstance(step, rotation.Mark)]
     if planned.new is not None and planned.new.state == ImageState.CANDIDATE:
         site_rotation.set_visibility(care, connection, planned.new)
     # A rollback marks the image that it withdraws first: should it be killed, no run brings that one back.

@@ -378,13 +378,18 @@ def _check_data(work: Work, image: SiteImage, payload: Payload) -> str:
 
 def _follow_visibility(work: Work, connection: "Connection", image: SiteImage) -> SiteImage:
     """Change the visibility of what stands where the settings now prefer another."""
-    if image.visibility == work.options.visibility[0]:
+    if is_visible_as_asked(image, work.options.visibility[:1]):
         return image
     before = image.visibility
     image = site_rotation.set_visibility(work, connection, image)
     if image.visibility != before:
         work.done.append(f"change the visibility of {image.name} ({image.id}) from {before} to {image.visibility}")
     return image
+
+
+def is_visible_as_asked(image: SiteImage, wanted: Sequence[str]) -> bool:
+    """Whether an image has one of the visibilities."""
+    return any(site_rotation.is_seen_as(image, visibility) for visibility in wanted)
 
 
 def _is_this_build(image: SiteImage, work: Work) -> bool:

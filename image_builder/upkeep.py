@@ -15,7 +15,7 @@ from groundwork.compat import StrEnum
 from groundwork.errors import InputError, nearest
 from image_builder import rotation
 from image_builder.catalog import TAG, ImageState, SiteImage
-from image_builder.rotation import Adopt, Mark, Plan, Step
+from image_builder.rotation import Adopt, BackDate, Mark, Plan, Step
 
 PAUSED, SITE_PAUSED = "sage_paused", "sage_site_paused"  # "yes" or ""
 WITHDRAWN = "sage_withdrawn_at"
@@ -164,7 +164,8 @@ def pruning(
     """Delete what is beyond the newest ``keep``, the current one included, and older than ``older_than``."""
     made = planner(image_name, standing, keep=keep)
     by_id = {image.id: image for image in standing}
-    steps: list[Step] = []
+    # What was about to be deleted and is in use by now is shown again.
+    steps: list[Step] = [step for step in made.swap if isinstance(step, BackDate)]
     notes = list(made.notes)
     for step in made.deletions:
         image = by_id[step.id]

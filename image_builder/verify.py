@@ -21,6 +21,7 @@ from image_builder.manifest import CheckReport, CheckResult
 from image_builder.variant import Arch, Check
 
 _SHUTDOWN_DEADLINE = 240.0
+_LAST_WORDS = 2.0  # seconds from a broken connection to the end of a QEMU that crashed
 _FOREIGN = 2.0
 _LOGIN = "login as cc by key"
 _SHUTDOWN = "shuts down cleanly"
@@ -53,7 +54,7 @@ def verify(
 
     On UEFI the machine plays a bare-metal node, on BIOS a virtual machine (:mod:`image_builder.hardware`).  The
     consoles are kept in ``logs`` as ``console-<firmware>.log``.  Checks that fail are in the report; errors are
-    raised only where a machine could not be run at all.
+    raised only where a machine could not be run at all, or QEMU did not run it to its end.
     """
     if emulation.is_needed(arch):  # a machine of another kind takes about twice the time
         checks = [replace(check, timeout=_FOREIGN * check.timeout) for check in checks]
@@ -151,10 +152,13 @@ def _ask(
         begin = time.monotonic()
         connection.run("sudo systemctl poweroff", hide=True, warn=True, in_stream=False, timeout=60)
     except Exception as error:  # the connection broke: the guest died, or it is off already
+        guest.wait_off(_LAST_WORDS)
+        guest.check_emulator()
         if len(results) <= len(checks):
             note("stays reachable", False, begin, "", f"{type(error).__name__}: {error}")
             return results, boot_seconds
     off = guest.wait_off(_SHUTDOWN_DEADLINE)
+    guest.check_emulator()
     note(_SHUTDOWN, off, begin, "sudo systemctl poweroff", "" if off else f"not off after {_SHUTDOWN_DEADLINE:g} s")
     progress.tell(guest.firmware, "off")
     return results, boot_seconds

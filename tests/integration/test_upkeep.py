@@ -570,6 +570,16 @@ def test_an_image_is_shared_with_projects(site: Bench) -> None:
     assert "is not shared with" in again[UC]["warnings"][0]
 
 
+def test_a_night_without_a_change_takes_no_share_away(site: Bench) -> None:
+    project = cloud.connect(replace(load_sites()[UC], cloud="chi_uc_2")).current_project_id or ""
+    folder, private = site.build(1), (catalog.Visibility.PRIVATE,)
+    site.publish(folder, load_sites()[UC], visibility=private)
+    report("share", site.name, "--project", project, "--site", UC)
+    assert outcomes(site.publish(folder, load_sites()[UC], visibility=private)) == [Outcome.UNCHANGED]
+    assert current(site).visibility == "shared"
+    assert [member.project for member in catalog.members(site.connections[UC], current(site).id)] == [project]
+
+
 def test_what_everybody_sees_is_not_shared(site: Bench) -> None:
     stand(site, (1,), UC)
     assert "every project may use it already" in sage_image("share", site.name, "--project", "x", code=2).err

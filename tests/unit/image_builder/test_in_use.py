@@ -85,6 +85,12 @@ def test_servers_are_read_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert connection.asked[1].endswith("marker=id-of-a")
 
 
+def test_a_site_whose_pages_are_smaller_than_asked_for_is_read_to_the_end() -> None:
+    more = [{"rel": "next", "href": "http://nova/servers/detail?marker=id-of-a"}]
+    pages = [{"servers": [server("a", OLD.id)], "servers_links": more}, {"servers": [server("b", OLDER.id)]}]
+    assert set(needed(compute=pages)) == {OLD.id, OLDER.id}
+
+
 @pytest.mark.parametrize(("status", "counts"), [("PENDING", True), ("ACTIVE", True), ("TERMINATED", False)])
 def test_images_that_a_lease_names_are_needed_until_it_ends(status: str, counts: bool) -> None:
     by_id = lease("mine", status, f'["=", "$image", "{OLD.id}"]')

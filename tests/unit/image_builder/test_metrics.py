@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics of a run, as Prometheus's own parser reads them."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,13 @@ def test_age_size_and_time_of_the_current_image_at_each_site(tmp_path: Path) -> 
     assert found["sage_run_exit_code", "", ""] == 0
     assert found["sage_run_failures", "", ""] == 0
     assert found["sage_run_uploaded_bytes", "", ""] == 3 * (300 << 20)
+
+
+def test_a_time_that_a_hand_has_spoilt_is_not_known(tmp_path: Path) -> None:
+    sites = (reports.standing("CHI@UC", "Sage-Ubuntu24.04", built_at="last week"),)
+    found = written(replace(reports.good(), sites=sites), tmp_path)
+    assert math.isnan(found["sage_image_built_timestamp_seconds", "Sage-Ubuntu24.04", "CHI@UC"])
+    assert found["sage_image_published_timestamp_seconds", "Sage-Ubuntu24.04", "CHI@UC"] == PUBLISHED
 
 
 def test_failures_are_counted_and_named(tmp_path: Path) -> None:

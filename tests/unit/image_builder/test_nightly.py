@@ -4,20 +4,27 @@ integration tests."""
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from groundwork.errors import InputError
-from image_builder import build, cli, manifest, nightly, settings
+from image_builder import build, cli, manifest, nightly, pipeline, publish, settings
+from image_builder.build import Places
 from image_builder.pipeline import Order
+from image_builder.publication import PublishReport
+
+
+def values_of(folder: Path, text: str) -> dict[str, Any]:
+    """The settings of a night with this file."""
+    (folder / "nightly.yaml").write_text(text)
+    given = Namespace(config=str(folder / "nightly.yaml"))
+    return {**cli.read_values(settings.NIGHTLY, given, nightly.SCHEMA), **nightly._EVERY_NIGHT}
 
 
 def read(folder: Path, text: str) -> list[Order]:
     """The orders of a night with this file."""
-    (folder / "nightly.yaml").write_text(text)
-    given = Namespace(config=str(folder / "nightly.yaml"))
-    values = cli.read_values(settings.NIGHTLY, given, nightly.SCHEMA)
-    return nightly.read_orders({**values, **nightly._EVERY_NIGHT})
+    return nightly.read_orders(values_of(folder, text))
 
 
 def made(orders: list[Order]) -> list[tuple[str, tuple[str, ...]]]:
@@ -43,6 +50,18 @@ def test_each_variant_for_each_release_and_architecture(tmp_path: Path) -> None:
 
 def test_without_sites_a_night_builds_alone(tmp_path: Path) -> None:
     assert made(read(tmp_path, "images: [{variant: base}]\n")) == [("Sage-Ubuntu24.04-Base", ())]
+
+
+def test_an_image_without_sites_is_built_beside_one_that_has_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = values_of(tmp_path, "images: [{variant: base}, {variant: sage, site: CHI@UC}]\n")
+    images = [pipeline._Image(order, order.recipe) for order in nightly.read_orders(values)]
+    report = PublishReport("", "", "", ())
+    monkeypatch.setattr(publish, "inventory", lambda sites, connections: ())
+    monkeypatch.setattr(publish, "standing_report", lambda *args: report)
+    pipeline._pass_over_standing(images, values, Places(tmp_path, tmp_path), {})
+    assert [image.is_open for image in images] == [True, False], "the other stands at its site"
 
 
 @pytest.mark.parametrize(

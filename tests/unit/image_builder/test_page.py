@@ -61,6 +61,13 @@ def test_a_row_a_site_with_the_age_of_the_current_image() -> None:
     ]
 
 
+@pytest.mark.parametrize("time", ["last week", "2026-13-40T00:00:00Z", "2026-11-20"])
+def test_a_time_that_a_hand_has_spoilt_spoils_no_page(time: str) -> None:
+    sites = (reports.standing("CHI@UC", "Sage-Ubuntu24.04", built_at=time),)
+    (row,) = texts(parsed(rendered(replace(reports.good(), sites=sites))), ".//table/tbody/tr")
+    assert row.startswith("✓ CHI@UC " + ("1 day" if time == "2026-11-20" else "unknown"))
+
+
 def test_what_failed_is_told_with_reason_and_hint() -> None:
     tree = parsed(rendered(reports.mixed()))
     assert texts(tree, ".//section[1]/ul/li") == [
