@@ -77,9 +77,10 @@ def down(given: Deployment) -> None:
 
 
 def status(given: Deployment) -> list[Row]:
-    """How each service does."""
+    """How each service does; those of another state folder are none of ours."""
     _check_engine(given)
-    rows = {row.service: row for row in rows_of(_inspected(given))}
+    ours = [container for container in _inspected(given) if not other_folders([container], given.folder)]
+    rows = {row.service: row for row in rows_of(ours)}
     names = [service.name for service in compose.selected(_stack(given), given.profiles)]
     return [*(rows.pop(name, Row(name, "stopped")) for name in names), *rows.values()]
 

@@ -37,6 +37,7 @@ services:
   first:
     image: sage/tiny
     init: true
+    labels: {org.sagecontinuum.state: "${FOLDER}"}
     command: [sh, -c, "echo ${GREETING}; sleep 1; touch /tmp/well; exec sleep 1000"]
     healthcheck: {test: [CMD, test, -e, /tmp/well], interval: 1s, start_period: 60s}
     stop_grace_period: 1s
@@ -124,6 +125,7 @@ def test_another_state_folder_does_not_take_over_what_runs(given: Deployment, tm
         with pytest.raises(InputError, match=f"belong to {given.folder}, not to {other.folder}") as caught:
             act(other)
         assert f"down --state-dir {given.folder}" in str(caught.value.hint)
+    assert {row.state for row in docker.status(other)} == {"stopped"}
     assert containers(given) == before
 
 
