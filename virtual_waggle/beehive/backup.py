@@ -36,7 +36,6 @@ from virtual_waggle import state_folder
 from virtual_waggle.beehive import nodes, settings
 from virtual_waggle.beehive.settings import Settings
 from virtual_waggle.beehive.state import State
-from virtual_waggle.beehive.upload_server import INCOMING
 
 FORMAT = 1
 _HEAD, _MANIFEST = "head.json", "manifest.json"
@@ -148,7 +147,7 @@ def _keys_and_settings(state: State) -> Iterator[tuple[str, Path]]:
 def _kept_uploads(uploads: Path) -> Iterator[tuple[str, Path]]:
     """The files of uploads that have come whole; those do not change any more."""
     for folder, folders, names in os.walk(uploads):
-        folders[:] = sorted(name for name in folders if name != INCOMING)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # what comes, or is removed
         for name in sorted(names):
             path = Path(folder, name)
             if path.is_file() and not path.is_symlink():

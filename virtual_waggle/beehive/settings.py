@@ -30,7 +30,10 @@ class Admit(StrEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a Beehive is told.  ``retention`` is in nanoseconds, None: for ever; sizes are in bytes."""
+    """What a Beehive is told.  ``retention`` is in nanoseconds, None: for ever; sizes are in bytes.
+
+    ``upload_retention`` is of files; None: ``retention`` counts.
+    """
 
     hosts: tuple[str, ...]
     port: int
@@ -46,6 +49,7 @@ class Settings:
     member: str
     upload_largest: int
     upload_free: int
+    upload_retention: int | None
 
     @property
     def host(self) -> str:
@@ -156,7 +160,19 @@ TABLE = (
     Variable("BEEHIVE_MEMBER", "which of BEEHIVE_CLUSTER this machine is", lambda text: text.strip().lower(), ""),
     Variable("BEEHIVE_UPLOAD_LARGEST", "largest file that a node may upload, such as 2g", size, "2g"),
     Variable("BEEHIVE_UPLOAD_FREE", "uploads are turned away while less than this is free on the disk", size, "1g"),
+    Variable(
+        "BEEHIVE_UPLOAD_RETENTION",
+        "how long uploaded files are kept, such as 30d; empty: as long as measurements (BEEHIVE_RETENTION)",
+        retention,
+        "",
+    ),
 )
+
+
+def of_names(*names: str) -> tuple[Variable, ...]:
+    """Those of TABLE that a service is told as they are."""
+    return tuple(variable for variable in TABLE if variable.name in names)
+
 
 # What of the services may differ from machine to machine; the environment of the command counts too.
 LOCAL = (

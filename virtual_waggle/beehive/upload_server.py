@@ -8,7 +8,8 @@ A node logs in as ``node-<id>`` with the SSH certificate that its registration g
 Nothing of that line is passed on: it is taken apart, and rsync is started anew with options of our own, in a folder of
 its own below ``uploads/.incoming``, where an upload that breaks off is continued.  What has come whole (two files, the
 data of that SHA-1, a meta that is right) is moved to ``uploads/node-<id>/<job>/<task>/<timestamp>-<sha1>/`` by one
-rename; only then the node is told 0.  There is no way to read, list, delete or change what has been kept.
+rename; only then the node is told 0.  There is no way to read, list, delete or change what has been kept; the service
+itself removes what is older than it is told to keep.
 """
 
 import asyncio
@@ -43,10 +44,13 @@ from virtual_waggle.upload import Unfit
 logger = logging.getLogger("upload_server")
 
 INCOMING = ".incoming"
+_EXPIRED = ".expired"  # where an upload is while it is removed
 PATIENCE = 6 * 3600.0  # seconds for one upload
 _STALLED = 60  # seconds without a byte, after which rsync gives up
 _KEEP_INCOMING = 7 * 86400.0  # seconds since anything came, for an upload that was broken off
-_SWEEP = 3600.0  # seconds between looks for such
+_SWEEP = 3600.0  # seconds between looks for such, and for what is too old
+_MOST_EXPIRED = 10_000  # uploads that are removed at a time
+_NEXT_EXPIRED = 60.0  # seconds until the next ones are
 _BLOCK = 1 << 20
 
 # -t: times; the rest is what the two rsyncs can do, not what they shall do
@@ -58,19 +62,25 @@ TABLE = (
     Variable("BEEHIVE_NODES", "folder of the nodes", Path),
     Variable("BEEHIVE_UPLOADS", "folder of uploaded files", Path),
     Variable("WAGGLE_SECRETS", "folder of the keys", Path),
-    *(variable for variable in settings.TABLE if variable.name in ("BEEHIVE_UPLOAD_LARGEST", "BEEHIVE_UPLOAD_FREE")),
+    *settings.of_names(
+        "BEEHIVE_UPLOAD_LARGEST", "BEEHIVE_UPLOAD_FREE", "BEEHIVE_RETENTION", "BEEHIVE_UPLOAD_RETENTION"
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Uploads:
-    """Where files come in, and how much: ``largest`` bytes a file, while more than ``free`` are free on the disk."""
+    """Where files come in, and how much: ``largest`` bytes a file, while more than ``free`` are free on the disk.
+
+    ``retention`` is in nanoseconds, None: for ever.
+    """
 
     secrets: Path
     nodes: Path
     folder: Path
     largest: int
     free: int
+    retention: int | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +178,41 @@ def sweep(incoming: Path, now: float) -> None:
             if now - newest > _KEEP_INCOMING:
                 logger.warning("removed what came of %s: not continued for a week", place.relative_to(incoming))
                 shutil.rmtree(place)
+
+
+def expire(folder: Path, before: int, most: int) -> int:
+    """Remove uploads of a time before ``before`` (nanoseconds since 1970), at most so many; how many are gone.
+
+    Only what has the name of an upload, where uploads are; no link is followed.  Each is there wholly or not at all.
+    """
+    gone = 0
+    for place in islice(_uploads_before(folder, before), most):
+        doomed = folder / _EXPIRED
+        if doomed.exists():  # by a service that was killed
+            shutil.rmtree(doomed)
+        place.rename(doomed)
+        shutil.rmtree(doomed)
+        for emptied in (place.parent, place.parent.parent):
+            with contextlib.suppress(OSError):  # there are others
+                emptied.rmdir()
+        gone += 1
+    return gone
+
+
+def _uploads_before(folder: Path, before: int) -> Iterator[Path]:
+    for node in _folders(folder):
+        if not message.is_node_id(node.name.removeprefix("node-")) or not node.name.startswith("node-"):
+            continue
+        for task in (task for job in _folders(node) for task in _folders(job)):
+            for place in _folders(task):
+                with contextlib.suppress(Unfit):
+                    if upload.parse_name(place.name)[0] < before:
+                        yield place
+
+
+def _folders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return [folder / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _authorized(uploads: Uploads, user: str) -> str | None:
@@ -332,17 +377,26 @@ def uploads_of(environment: Mapping[str, str]) -> tuple[Uploads, tuple[str, int]
         given["BEEHIVE_UPLOADS"],
         given["BEEHIVE_UPLOAD_LARGEST"],
         given["BEEHIVE_UPLOAD_FREE"],
+        given["BEEHIVE_UPLOAD_RETENTION"] or given["BEEHIVE_RETENTION"],
     )
     return uploads, given["BEEHIVE_LISTEN"]
 
 
 async def _keep_swept(uploads: Uploads) -> None:
     while True:
+        pause = _SWEEP
         try:
             await asyncio.to_thread(sweep, uploads.folder / INCOMING, time.time())
+            if uploads.retention is not None:
+                before = time.time_ns() - uploads.retention
+                gone = await asyncio.to_thread(expire, uploads.folder, before, _MOST_EXPIRED)
+                if gone:
+                    logger.info("removed %d uploads for their age", gone)
+                if gone == _MOST_EXPIRED:
+                    pause = _NEXT_EXPIRED
         except (SageError, OSError) as error:
             logger.warning("%s", error)
-        await asyncio.sleep(_SWEEP)
+        await asyncio.sleep(pause)
 
 
 async def _run(uploads: Uploads, address: tuple[str, int]) -> int:

@@ -551,6 +551,24 @@ def test_a_full_disk_makes_nodes_wait(hive: Beehive) -> None:
     send(given, waiting)
 
 
+def test_files_go_when_they_are_older_than_is_set(tmp_path: Path) -> None:
+    with beehives.beehive() as own:
+        own.start_uploads(BEEHIVE_UPLOAD_FREE="1m")
+        private = certified(own, "age")
+        places = []
+        for hours in (1, 3):
+            to, data, meta = made_upload(tmp_path, b"mine", timestamp=time.time_ns() - hours * 3_600_000_000_000)
+            to = f"job/task/{json.loads(meta.read_text())['timestamp']}-{to.rstrip('/').partition('-')[2]}/"
+            assert rsync(own, private, to, "--times", "--inplace", data, meta).returncode == 0
+            places.append(own.state.uploads / f"node-{NODE}" / to)
+        assert own.stop("upload_server") == 0
+        assert all(place.exists() for place in places)
+        own.start_uploads(BEEHIVE_UPLOAD_FREE="1m", BEEHIVE_RETENTION="2h")
+        eventually(lambda: not places[1].exists())
+        assert (places[0] / "data").read_bytes() == b"mine"
+        assert "removed 1 uploads for their age" in own.log("upload_server").read_text()
+
+
 def test_what_a_plugin_leaves_that_is_no_upload_harms_nothing(hive: Beehive) -> None:
     given = settings(hive, "garbage")
     inbox = given.uploads / APP

@@ -30,9 +30,16 @@ def test_an_address_of_six_stands_in_brackets_in_links(tmp_path: Path) -> None:
 
 
 def test_spans_and_sizes_are_read_with_their_units(tmp_path: Path) -> None:
-    found = read(tmp_path, "BEEHIVE_HOST=a", "BEEHIVE_RETENTION=90d", "BEEHIVE_UPLOAD_LARGEST=512M")
+    found = read(
+        tmp_path,
+        "BEEHIVE_HOST=a",
+        "BEEHIVE_RETENTION=90d",
+        "BEEHIVE_UPLOAD_LARGEST=512M",
+        "BEEHIVE_UPLOAD_RETENTION=4w",
+    )
     assert found.retention == 90 * 86400 * 10**9
     assert found.upload_largest == 512 << 20
+    assert found.upload_retention == 28 * 86400 * 10**9
 
 
 @pytest.mark.parametrize(

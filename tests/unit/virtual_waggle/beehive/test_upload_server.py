@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from groundwork import process
 from virtual_waggle.beehive import upload_server
 from virtual_waggle.beehive.ssh_service import WRONG_INPUT, Refusal
 from virtual_waggle.beehive.upload_server import INCOMING, Command, Uploads
@@ -143,3 +144,82 @@ def test_what_was_broken_off_is_swept_after_a_week(uploads: Uploads) -> None:
     assert staging.exists()
     upload_server.sweep(uploads.folder / INCOMING, changed + 8 * 86400)
     assert not staging.exists()
+
+
+def kept(uploads: Uploads, timestamp: int, job: str = "job", task: str = "task", node: str = NODE) -> Path:
+    place = uploads.folder / f"node-{node}" / job / task / f"{timestamp}-{SHA1}"
+    place.mkdir(parents=True)
+    (place / "data").write_bytes(b"content")
+    (place / "meta").write_text("{}")
+    return place
+
+
+def test_uploads_are_removed_by_the_time_in_their_name(uploads: Uploads) -> None:
+    old = [kept(uploads, 9), kept(uploads, 99), kept(uploads, 5, "other%20job"), kept(uploads, 5, node="0" * 16)]
+    new = [kept(uploads, 100), kept(uploads, 2**63 - 1)]
+    assert upload_server.expire(uploads.folder, 100, 1000) == 4
+    assert not any(place.exists() for place in old)
+    assert all((place / "data").exists() for place in new)
+    # folders in which nothing is left go too, but for the nodes'
+    assert {path.name for path in uploads.folder.rglob("*") if path.is_dir()} == {
+        f"node-{NODE}",
+        "node-" + "0" * 16,
+        "job",
+        "task",
+        *(place.name for place in new),
+    }
+    assert upload_server.expire(uploads.folder, 100, 1000) == 0
+
+
+def test_no_more_than_so_many_uploads_are_removed_at_a_time(uploads: Uploads) -> None:
+    for number in range(10):
+        kept(uploads, number)
+    assert [upload_server.expire(uploads.folder, 100, 4) for _ in range(4)] == [4, 4, 2, 0]
+
+
+def test_nothing_else_is_removed_for_its_age_and_nothing_outside(uploads: Uploads, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    for folder in (outside / "job/task" / NAME, outside / "task" / NAME, outside / NAME):
+        folder.mkdir(parents=True)
+        (folder / "data").touch()
+    came(uploads)  # on its way
+    task = kept(uploads, 1000).parent
+    (uploads.folder / "node-00000000000000cc").symlink_to(outside)
+    (uploads.folder / f"node-{NODE}/linked").symlink_to(outside)
+    (task.parent / "linked").symlink_to(outside)
+    (task / f"6-{SHA1}").symlink_to(outside)
+    for name in (f"05-{SHA1}", "5-x", f"5-{SHA1}.old", SHA1):
+        (task / name).mkdir()
+    (task / f"7-{SHA1}").touch()
+    (uploads.folder / f"another/job/task/{NAME}").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert upload_server.expire(uploads.folder, 900, 1000) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_killed_service_had_begun_to_remove_is_removed(uploads: Uploads) -> None:
+    place = kept(uploads, 5)
+    kept(uploads, 6)
+    place.rename(uploads.folder / ".expired")
+    assert upload_server.expire(uploads.folder, 100, 1000) == 1
+    assert [path.name for path in uploads.folder.rglob("*")] == [f"node-{NODE}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "hours"),
+    [
+        ({}, None),
+        ({"BEEHIVE_RETENTION": "2h"}, 2),
+        ({"BEEHIVE_UPLOAD_RETENTION": "3h"}, 3),
+        ({"BEEHIVE_RETENTION": "2h", "BEEHIVE_UPLOAD_RETENTION": "3h"}, 3),
+    ],
+)
+def test_files_are_kept_as_long_as_measurements_where_nothing_else_is_said(
+    given: dict[str, str], hours: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "require", lambda *programs: None)
+    for name in ("ssh-ca-key.pub", "ssh-host-key"):
+        (tmp_path / name).touch()
+    folders = dict.fromkeys(("BEEHIVE_NODES", "BEEHIVE_UPLOADS", "WAGGLE_SECRETS"), str(tmp_path))
+    found, _ = upload_server.uploads_of({**folders, **given})
+    assert found.retention == (None if hours is None else hours * 3_600_000_000_000)
