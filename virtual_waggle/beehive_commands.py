@@ -10,10 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtual_waggle import forms
+
 if TYPE_CHECKING:
     from virtual_waggle.beehive.cluster import Cluster
     from virtual_waggle.beehive.state import State
-    from virtual_waggle.forms import Deployment, Row
+    from virtual_waggle.forms import Deployment
     from virtual_waggle.stack import Form
 
 _AT_REST = ("stopped", "exited")  # states of a service that does nothing and will do nothing by itself
@@ -105,10 +107,10 @@ def up(given: Namespace) -> int:
             "form": form,
             "changed": changed,
             "addresses": addresses,
-            "services": _as_data(rows),
+            "services": forms.as_data(rows),
         }
     )
-    _table(rows)
+    forms.print_table(rows)
     console.result(f"the Beehive is up; its folder is {state.folder}")
     for name, place in addresses.items():
         console.result(f"  {name:12} {place}")
@@ -122,7 +124,7 @@ def down(given: Namespace) -> int:
 
     state = _state(given)
     stack.down(state.folder, _making(state))
-    console.result_json({"services": _as_data(stack.status(state.folder, _making(state)))})
+    console.result_json({"services": forms.as_data(stack.status(state.folder, _making(state)))})
     console.result("the Beehive's services are stopped; its data stay")
     return 0
 
@@ -139,9 +141,9 @@ def status(given: Namespace) -> int:
     rows = stack.status(state.folder, _making(state))
     known = settings.read(state.settings_file)
     found = _cluster(state) if known.cluster else None
-    data = {"form": str(stack.form_of(state.folder)), "services": _as_data(rows)}
+    data = {"form": str(stack.form_of(state.folder)), "services": forms.as_data(rows)}
     console.result_json({**data, "cluster": asdict(found)} if found else data)
-    _table(rows)
+    forms.print_table(rows)
     if known.cluster:
         _cluster_table(known.cluster, found)
     whole = not known.cluster or (found is not None and len(found.online) == len(known.cluster))
@@ -376,18 +378,3 @@ def _making(state: "State") -> "Callable[[Form], Deployment]":
     from virtual_waggle.beehive import deployment
 
     return lambda form: deployment.deployment(state, native=form == "native")
-
-
-def _as_data(rows: "Sequence[Row]") -> list[dict[str, object]]:
-    from dataclasses import asdict
-
-    return [asdict(row) for row in rows]
-
-
-def _table(rows: "Sequence[Row]") -> None:
-    from groundwork import console
-
-    console.table(
-        ["service", "state", "health", "since", "restarts"],
-        [[row.service, row.state, row.health, row.since, str(row.restarts)] for row in rows],
-    )

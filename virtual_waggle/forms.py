@@ -5,8 +5,8 @@
 which takes a :class:`Deployment`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
@@ -46,3 +46,18 @@ class Row:
         if self.state == "exited":
             return self.exit_code == 0
         return self.state == "running" and self.health in ("", "healthy")
+
+
+def as_data(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Rows for JSON."""
+    return [asdict(row) for row in rows]
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Rows for people."""
+    from groundwork import console
+
+    console.table(
+        ["service", "state", "health", "since", "restarts"],
+        [[row.service, row.state, row.health, row.since, str(row.restarts)] for row in rows],
+    )

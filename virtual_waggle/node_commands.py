@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from groundwork.errors import InputError
+from virtual_waggle import forms
 
 if TYPE_CHECKING:
     from virtual_waggle.forms import Deployment, Row
@@ -108,10 +109,10 @@ def up(given: Namespace) -> int:
         "beehive": node.settings.beehive_host,
         "registered": node.registered,
         "addresses": addresses,
-        "services": _as_data(rows),
+        "services": forms.as_data(rows),
     }
     console.result_json(data)
-    _table(rows)
+    forms.print_table(rows)
     console.result(f"node {node.settings.node_id} ({node.settings.vsn}) is up; its folder is {node.folder}")
     for name, place in addresses.items():
         console.result(f"  {name:10} {place}")
@@ -163,7 +164,8 @@ def down(given: Namespace) -> int:
             with console.stage(f"stopping {name}", brief=True):
                 plugins.stop_container(name)
     stack.down(node.folder, _making(node))
-    console.result_json({"node": node.settings.node_id, "services": _as_data(stack.status(node.folder, _making(node)))})
+    rows = stack.status(node.folder, _making(node))
+    console.result_json({"node": node.settings.node_id, "services": forms.as_data(rows)})
     console.result("the node's services are stopped; its data stay")
     return 0
 
@@ -177,8 +179,8 @@ def status(given: Namespace) -> int:
     node = state.read(state.choose_folder(given.state_dir))
     rows = stack.status(node.folder, _making(node))
     form = stack.form_of(node.folder)
-    console.result_json({"node": node.settings.node_id, "form": str(form), "services": _as_data(rows)})
-    _table(rows)
+    console.result_json({"node": node.settings.node_id, "form": str(form), "services": forms.as_data(rows)})
+    forms.print_table(rows)
     return 0 if all(row.ready for row in rows) else _TROUBLED
 
 
@@ -262,21 +264,6 @@ def _start(node: "NodeState", form: "Form") -> "list[Row]":
         deployment.end_shovel(node)
     (node.folder / _UNSETTLED).unlink(missing_ok=True)
     return rows
-
-
-def _as_data(rows: "Sequence[Row]") -> list[dict[str, object]]:
-    from dataclasses import asdict
-
-    return [asdict(row) for row in rows]
-
-
-def _table(rows: "Sequence[Row]") -> None:
-    from groundwork import console
-
-    console.table(
-        ["service", "state", "health", "since", "restarts"],
-        [[row.service, row.state, row.health, row.since, str(row.restarts)] for row in rows],
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------ plugins

@@ -32,10 +32,9 @@ from aiohttp import HttpVersion11, web
 from groundwork.errors import InputError
 from groundwork.program import run_program
 from virtual_waggle import broker_client, prometheus
-from virtual_waggle.beehive import answer, stream, uploads
+from virtual_waggle.beehive import answer, settings, stream, uploads
 from virtual_waggle.beehive import query as queries
 from virtual_waggle.beehive.query import BadQuery, Query
-from virtual_waggle.beehive.settings import api_url, store_url
 from virtual_waggle.beehive.store import Point, Readable, Series, Store, StoreUnavailable, open_store, read_password
 from virtual_waggle.env_file import Variable, from_environment
 from virtual_waggle.prometheus import Metrics
@@ -101,8 +100,7 @@ TABLE = (
         lambda text: broker_client.parse_address(text, "address"),
         "0.0.0.0:8080",
     ),
-    Variable("BEEHIVE_API_URL", "address of this API as readers see it, for links to uploaded files", api_url, ""),
-    Variable("BEEHIVE_STORE", "sqlite or postgresql://user@host/database", store_url, "sqlite"),
+    *settings.of_names("BEEHIVE_API_URL", "BEEHIVE_STORE"),
     Variable("BEEHIVE_STORE_FOLDER", "folder of the SQLite store", Path, "/var/lib/beehive/store"),
     Variable("BEEHIVE_UPLOADS", "folder of uploaded files", Path, "/var/lib/beehive/uploads"),
     Variable(

@@ -24,7 +24,7 @@ import pika.exceptions
 from groundwork.errors import SageError
 from groundwork.program import run_program
 from virtual_waggle import broker, broker_client, message, status_server
-from virtual_waggle.beehive.settings import retention, store_url
+from virtual_waggle.beehive import settings
 from virtual_waggle.beehive.store import Store, StoreUnavailable, open_store, read_password
 from virtual_waggle.broker_client import BrokerError
 from virtual_waggle.env_file import Variable, from_environment
@@ -241,9 +241,8 @@ TABLE = (
         Path,
         "/run/secrets",
     ),
-    Variable("BEEHIVE_STORE", "sqlite or postgresql://user@host/database", store_url, "sqlite"),
+    *settings.of_names("BEEHIVE_STORE", "BEEHIVE_RETENTION"),
     Variable("BEEHIVE_STORE_FOLDER", "folder of the SQLite store", Path, "/var/lib/beehive/store"),
-    Variable("BEEHIVE_RETENTION", "how long points are kept, as 90d; empty: for ever", retention, ""),
     Variable(
         "BEEHIVE_LOADER_LISTEN",
         "address and port of /metrics and /healthz",

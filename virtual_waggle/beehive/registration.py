@@ -27,11 +27,10 @@ from typing import Any
 from groundwork import files
 from groundwork.errors import InputError, SageError
 from groundwork.program import run_program
-from groundwork.settings import one_of, whole_number
 from virtual_waggle import broker_client, certificates, env_file, message, state_folder
-from virtual_waggle.beehive import authority, nodes, ssh_service
+from virtual_waggle.beehive import authority, nodes, settings, ssh_service
 from virtual_waggle.beehive.nodes import Node, Status
-from virtual_waggle.beehive.settings import Admit, hosts
+from virtual_waggle.beehive.settings import Admit
 from virtual_waggle.beehive.ssh_service import NOT_PERMITTED, TRY_LATER, WRONG_INPUT, Process, Refusal, Service
 from virtual_waggle.broker_client import BrokerError, Management
 from virtual_waggle.env_file import Variable
@@ -48,10 +47,7 @@ FILES = ("beehive-ca.pem", "node-key.pem", "node-cert.pem", "upload-key", "uploa
 
 TABLE = (
     Variable("BEEHIVE_LISTEN", "where to listen, as 0.0.0.0:20022", ssh_service.address, "0.0.0.0:20022"),
-    Variable("BEEHIVE_HOST", "the Beehive's names and addresses; nodes are told the first", hosts),
-    Variable("BEEHIVE_PORT", "the broker's port as nodes see it", whole_number(1, 65535), "5671"),
-    Variable("BEEHIVE_UPLOAD_PORT", "the upload server's port as nodes see it", whole_number(1, 65535), "20023"),
-    Variable("BEEHIVE_ADMIT", "who may register: listed or key", one_of("word", tuple(map(str, Admit))), "listed"),
+    *settings.of_names("BEEHIVE_HOST", "BEEHIVE_PORT", "BEEHIVE_UPLOAD_PORT", "BEEHIVE_ADMIT"),
     Variable("BEEHIVE_NODES", "folder of the nodes", Path),
     Variable("BEEHIVE_MANAGEMENT", "the broker's management API, as http://rabbitmq:15672"),
     Variable("WAGGLE_SECRETS", "folder of the keys and passwords", Path),

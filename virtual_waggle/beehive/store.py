@@ -21,6 +21,7 @@ from virtual_waggle.message import Measurement, Value
 HOUR = 3_600_000_000_000  # nanoseconds
 LATEST = (1 << 63) - 1  # nanoseconds since 1970, in 2262: the last timestamp there is
 READ_SIZE = 1 << 20  # bytes
+SERIES_A_STEP = 200  # that one step of expire looks at
 
 _PAGE_OF_SERIES = 1000
 _MOST_CACHED = 200_000  # series whose numbers a writer keeps in mind, some 100 bytes each and their texts

@@ -18,6 +18,7 @@ from psycopg2 import errorcodes
 from groundwork.errors import InputError
 from virtual_waggle.beehive.store import (
     READ_SIZE,
+    SERIES_A_STEP,
     Point,
     Series,
     SeriesKey,
@@ -31,7 +32,6 @@ from virtual_waggle.beehive.store import (
 )
 from virtual_waggle.message import Measurement, Value
 
-_SERIES_A_STEP = 200
 # keys of advisory locks: whoever writes points shares the first, whoever removes series has it alone
 _WRITING, _EXPIRING = 0x5A6E0001, 0x5A6E0002
 
@@ -201,7 +201,7 @@ class PostgresStore:
             if cursor.fetchone() == (False,):
                 return 0, None  # another loader is at it
             cursor.execute(
-                "SELECT id, until FROM series WHERE id > %s ORDER BY id LIMIT %s", (after_series, _SERIES_A_STEP)
+                "SELECT id, until FROM series WHERE id > %s ORDER BY id LIMIT %s", (after_series, SERIES_A_STEP)
             )
             page = cursor.fetchall()
             for series, until in page:
@@ -219,7 +219,7 @@ class PostgresStore:
                     empty.append(series)
         if empty:
             self._remove(empty)
-        done = len(page) < _SERIES_A_STEP and (not page or after_series == page[-1][0])
+        done = len(page) < SERIES_A_STEP and (not page or after_series == page[-1][0])
         return gone, None if done else after_series
 
     def _remove(self, empty: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from groundwork import files
 from groundwork.errors import InputError
 from virtual_waggle.beehive.store import (
     READ_SIZE,
+    SERIES_A_STEP,
     Point,
     Series,
     SeriesKey,
@@ -29,7 +30,6 @@ from virtual_waggle.beehive.store import (
 from virtual_waggle.message import Measurement, Value
 
 _PATIENCE = 5.0  # seconds to wait for another writer
-_SERIES_A_STEP = 200
 _TRUTH = 1  # points.kind of a truth value; else NULL, and the value has SQLite's own type (NULL stands for NaN)
 
 _SCHEMA = """\
@@ -164,7 +164,7 @@ class SQLiteStore:
         with self._telling(), self._transaction():
             execute = self._database.execute
             page = execute(
-                "SELECT id, until FROM series WHERE id > ? ORDER BY id LIMIT ?", (after_series, _SERIES_A_STEP)
+                "SELECT id, until FROM series WHERE id > ? ORDER BY id LIMIT ?", (after_series, SERIES_A_STEP)
             ).fetchall()
             for series, until in page:
                 left = most - gone
@@ -185,7 +185,7 @@ class SQLiteStore:
                 self._database.executemany(
                     "DELETE FROM series WHERE id = ? AND NOT EXISTS (SELECT 1 FROM points WHERE series = ?)", empty
                 )
-        done = len(page) < _SERIES_A_STEP and (not page or after_series == page[-1][0])
+        done = len(page) < SERIES_A_STEP and (not page or after_series == page[-1][0])
         return gone, None if done else after_series
 
     def check(self) -> None:
