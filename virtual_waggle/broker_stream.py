@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import pika
+import pika.exceptions
 from pika import frame, spec
 
 from virtual_waggle.broker_client import BrokerError, Refused
@@ -28,6 +29,10 @@ _PROTOCOL = b"AMQP\x00\x00\x09\x01"
 _METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
 _BASIC, _DELIVER, _ACK = 60, 60, 80  # class and methods
 _END = b"\xce"
+_NO_MESSAGE, _NO_HEADER = -2, -1  # instead of bytes that are missing: what comes next is a delivery, its header
+
+# what reading senseless bytes raises, here and in pika
+_UNREADABLE = (struct.error, LookupError, ValueError, ArithmeticError, RecursionError, pika.exceptions.AMQPError)
 
 _frame_head = struct.Struct(">BHI")  # type, channel, size
 _two_shorts = struct.Struct(">HH")
@@ -84,7 +89,7 @@ class BrokerStream:
         self._heartbeat = 0.0
         self._frame_max = _FRAME_MAX
         # The message that is being read.
-        self._tag, self._key, self._missing = 0, "", 0
+        self._tag, self._key, self._missing = 0, "", _NO_MESSAGE
         self._sender: tuple[str | None, str | None] = None, None
         self._parts: list[bytes] | None = []
         self._keys: dict[bytes, str] = {}
@@ -212,7 +217,16 @@ class BrokerStream:
             self._to_send.append(frame.Method(_CHANNEL, spec.Basic.Ack(last, multiple=True)).marshal())
 
     def _read_frames(self) -> list[Delivery]:
-        """Take all whole frames out of what was received."""
+        """Take all whole frames out of what was received.  Raises BrokerError also for what is no frame of AMQP."""
+        try:
+            return self._whole_frames()
+        except _UNREADABLE as error:
+            raise self._senseless(str(error)) from None
+
+    def _senseless(self, what: str) -> BrokerError:
+        return BrokerError(f"{self._where} does not speak AMQP as it should: {what[:200]}")
+
+    def _whole_frames(self) -> list[Delivery]:
         data = self._received
         found: list[Delivery] = []
         begin, end = 0, len(data)
@@ -228,11 +242,15 @@ class BrokerStream:
                 raise BrokerError(f"{self._where} sent a frame without an end")
             if kind == _BODY:
                 self._missing -= size
+                if self._missing < 0:
+                    raise self._senseless("a body that is longer than its header says, or has none")
                 if self._parts is not None:
                     self._parts.append(bytes(data[at : following - 1]))
                 if not self._missing:
                     self._append(found)
             elif kind == _HEADER:
+                if self._missing != _NO_HEADER or size < 14:
+                    raise self._senseless("a header without a delivery, or a part of one")
                 (self._missing,) = _long.unpack_from(data, at + 4)
                 self._sender = self._sender_of(bytes(data[at + 12 : following - 1]))
                 self._parts = [] if self._missing <= self._largest else None
@@ -241,6 +259,9 @@ class BrokerStream:
             elif kind == _METHOD:
                 what = _two_shorts.unpack_from(data, at)
                 if what == (_BASIC, _DELIVER):
+                    if self._missing != _NO_MESSAGE:
+                        raise self._senseless("a delivery within another")
+                    self._missing = _NO_HEADER
                     after_consumer = at + 5 + data[at + 4]
                     (self._tag,) = _long.unpack_from(data, after_consumer)
                     self._key = self._key_of(bytes(data[after_consumer + 9 : following - 1]))
@@ -256,10 +277,13 @@ class BrokerStream:
     def _append(self, found: list[Delivery]) -> None:
         parts = self._parts
         body = None if parts is None else parts[0] if len(parts) == 1 else b"".join(parts)
+        self._missing = _NO_MESSAGE
         found.append(Delivery(self._tag, self._key, *self._sender, body))
 
     def _confirm(self, tag: int, *, multiple: bool) -> None:
         above = self._confirmed_above
+        if tag > self._published:
+            raise self._senseless("a confirm of what was not published")
         if multiple:
             self._confirmed = max(self._confirmed, tag)
             if above:
@@ -331,6 +355,13 @@ class BrokerStream:
             self._ask(_CHANNEL, method)
             self._await(reply)
 
+    def _first_frame(self) -> bytes:
+        """As much of the first frame as was received."""
+        size = _frame_head.unpack_from(self._received)[2]
+        if size > self._frame_max:
+            raise BrokerError(f"{self._where} sent a frame of {size} bytes")
+        return bytes(self._received[: size + 8])
+
     def _ask(self, channel: int, method: Any) -> None:
         try:
             self._socket.sendall(frame.Method(channel, method).marshal())
@@ -341,7 +372,10 @@ class BrokerStream:
         """The next method, which must be the expected one; what comes behind it stays for later."""
         while True:
             if len(self._received) >= 8:
-                consumed, got = frame.decode_frame(bytes(self._received))
+                try:
+                    consumed, got = frame.decode_frame(self._first_frame())
+                except _UNREADABLE as error:
+                    raise self._senseless(str(error) or type(error).__name__) from None
                 if got is not None:
                     del self._received[:consumed]
                     if isinstance(got, frame.Heartbeat):
