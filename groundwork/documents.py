@@ -13,6 +13,9 @@ import yaml
 
 from groundwork.errors import InputError, nearest
 
+_DEEPEST = 32  # collections in each other; people's files have under 10
+_MOST_VALUES = 50_000
+_TOO_DEEP = f"nested more than {_DEEPEST} deep"
 _LARGEST = 1 << 20  # bytes; people's configuration files are far smaller
 _KINDS = {
     "array": "a list",
@@ -24,8 +27,59 @@ _KINDS = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and keeps dates as the texts they were written as."""
+class BoundedLoader(yaml.SafeLoader):
+    """SafeLoader that refuses what is deeper or has more values than people write, aliases written out.
+
+    PyYAML recurses into what is nested, its time grows with the square of the number of open brackets, and who
+    walks through what it returns meets an alias's values as often as the alias stands.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._depth = 0  # of the node that is being composed
+        self._deepest = 0
+        self._values = 0
+        self._written_out: dict[int, tuple[int, int]] = {}  # by a node's id: values and depth inside of it
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 -- PyYAML's name
+        if self.flow_level >= _DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, _TOO_DEEP, self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        deepest_before, values_before = self._deepest, self._values
+        self._deepest = self._depth
+        self._depth += 1
+        self._within_bounds(event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._written_out:
+                raise _beyond("an alias inside of what it names", event)
+            values, depth = self._written_out[id(node)]
+            self._values += values
+            self._deepest += depth
+            self._within_bounds(event)
+        else:
+            self._values += 1
+            self._written_out[id(node)] = (self._values - values_before, self._deepest - self._depth)
+        self._deepest = max(self._deepest, deepest_before)
+        return node
+
+    def _within_bounds(self, event: yaml.Event) -> None:
+        if self._deepest > _DEEPEST:
+            raise _beyond(_TOO_DEEP, event)
+        if self._values > _MOST_VALUES:
+            raise _beyond(f"more than {_MOST_VALUES:,} values, aliases written out", event)
+
+
+def _beyond(words: str, event: Any) -> yaml.composer.ComposerError:
+    return yaml.composer.ComposerError(None, None, words, event.start_mark)
+
+
+class _Loader(BoundedLoader):
+    """Loader that refuses a key given twice and keeps dates as the texts they were written as."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -62,7 +116,7 @@ class Document:
             mark = error.problem_mark
             where = f"{path}:{mark.line + 1}" if mark else str(path)
             raise InputError(f"{where}: {error.problem or error.context or 'not YAML'}") from None
-        except (yaml.YAMLError, RecursionError) as error:
+        except yaml.YAMLError as error:
             raise InputError(f"{path}: not YAML: {error}") from None
         finally:
             loader.dispose()

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import yaml
 
+from groundwork.documents import BoundedLoader
 from groundwork.errors import InputError, nearest
 from virtual_waggle.compose_model import Place
 from virtual_waggle.variables import Unset, fill_in
 
 _LARGEST = 512 << 10  # bytes of a file
-_DEEPEST = 32
-_MOST_VALUES = 50_000
 
 Data = None | bool | int | float | str | dict[str, "Node"] | list["Node"]
 
@@ -42,7 +41,7 @@ class Node:
         return self.error(f"expected {expected}, found {shown}")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(BoundedLoader):
     """Composes nodes as YAML 1.2 has them: ``22:22`` is no number, ``yes`` no truth value, a date is a text."""
 
 
@@ -81,11 +80,9 @@ def parse(path: Path, variables: Mapping[str, str]) -> Node:
         raise InputError(f"{where}: {error.problem or error.context or 'not YAML'}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML: {error}") from None
-    except RecursionError:
-        raise InputError(f"{path}: nested too deeply") from None
     if root is None:
         raise InputError(f"{path} is empty; expected a Compose file")
-    return _Building(path, variables).node(root, "", 0)
+    return _Building(path, variables).node(root, "")
 
 
 class _Building:
@@ -94,29 +91,22 @@ class _Building:
     def __init__(self, path: Path, variables: Mapping[str, str]) -> None:
         self.path = path
         self.variables = variables
-        self.count = 0
 
-    def node(self, found: yaml.Node, name: str, depth: int, key: yaml.Node | None = None) -> Node:
+    def node(self, found: yaml.Node, name: str, key: yaml.Node | None = None) -> Node:
         place = Place(self.path, (key or found).start_mark.line + 1)
-        self.count += 1
-        if self.count > _MOST_VALUES:
-            raise InputError(f"{place}: more than {_MOST_VALUES} values, with all aliases written out")
-        if depth > _DEEPEST:
-            raise InputError(f"{place}: nested more than {_DEEPEST} deep")
         value: Data
         if isinstance(found, yaml.MappingNode):
-            pairs = self.pairs(found, name, depth)
+            pairs = self.pairs(found, name)
             value = {
-                word: self.node(node, f"{name}.{word}" if name else word, depth + 1, key)
-                for word, (key, node) in pairs.items()
+                word: self.node(node, f"{name}.{word}" if name else word, key) for word, (key, node) in pairs.items()
             }
         elif isinstance(found, yaml.SequenceNode):
-            value = [self.node(node, f"{name}[{index}]", depth + 1) for index, node in enumerate(found.value)]
+            value = [self.node(node, f"{name}[{index}]") for index, node in enumerate(found.value)]
         else:
             value = self.scalar(found, place, name)
         return Node(value, place, name)
 
-    def pairs(self, found: yaml.MappingNode, name: str, depth: int) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    def pairs(self, found: yaml.MappingNode, name: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Its own keys with their values, then those merged in, of which the first counts."""
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         merged: list[yaml.MappingNode] = []
@@ -134,10 +124,7 @@ class _Building:
                 raise InputError(f"{place}: {name + ': ' if name else ''}key {key_node.value!r} stands twice")
             own[key_node.value] = key_node, value_node
         for one in merged:
-            self.count += 1 + len(one.value)
-            if depth > _DEEPEST or self.count > _MOST_VALUES:
-                raise InputError(f"{Place(self.path, one.start_mark.line + 1)}: too much is merged")
-            for key, value in self.pairs(one, name, depth + 1).items():
+            for key, value in self.pairs(one, name).items():
                 own.setdefault(key, value)
         return own
 

@@ -37,8 +37,9 @@ def table_of_unicode() -> None:
 
 @pytest.fixture(autouse=True)
 def within_a_second(request: pytest.FixtureRequest) -> Iterator[None]:
-    # CPU time of this process: what the machine does beside it does not count
+    # CPU time of this process, and four times the second that a test has on one's own machine: a slow or busy
+    # machine makes no test fail, and what is far too slow does.
     begin = time.process_time()
     yield
     if request.node.get_closest_marker("slow") is None:
-        assert time.process_time() - begin < 1.0, "a unit test takes less than a second"
+        assert time.process_time() - begin < 4.0, "a unit test takes less than a second"

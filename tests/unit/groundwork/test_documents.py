@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every mistake in a YAML file is told with its file, line and key."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
@@ -81,9 +82,31 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     large = tmp_path / "large.yaml"
     large.write_bytes(b"#" * (2 << 20))
-    deep = tmp_path / "deep.yaml"
-    deep.write_text("[" * 5000)
-    for path in (tmp_path / "absent.yaml", tmp_path, binary, large, deep):
+    for path in (tmp_path / "absent.yaml", tmp_path, binary, large):
         with pytest.raises(InputError) as caught:
             documents.load(path, SCHEMA)
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a:\n" + "[" * 5000, "2: nested more than"),
+        ("- " * 50 + "x", "1: nested more than"),
+        ("a: &a " + "[" * 20 + "]" * 20 + "\nb: " + "[" * 20 + "*a" + "]" * 20, "2: nested more than"),
+        ("a:\n- &a [*a]", "2: an alias inside of what it names"),
+        ("a: &a [1, 2]\n" + "".join(f"{b}: &{b} [{f'*{a}, ' * 9}]\n" for a, b in pairwise("abcdef")), "6: more than"),
+    ],
+    ids=["brackets", "lists", "by an alias", "in itself", "many"],
+)
+def test_files_made_to_exhaust_the_reader_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"^{path}:{words}"):
+        documents.load(path, {})
+
+
+def test_what_people_nest_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text("a: &a " + "[" * 20 + "]" * 20 + "\nb: [*a, *a]")
+    assert documents.load(path, {}).data["b"][0] == documents.load(path, {}).data["a"]

@@ -407,7 +407,6 @@ BEFORE = [("a", "b"), ("b", "c"), ("c", "d"), ("d", "e"), ("e", "f"), ("f", "g")
     ],
     ids=["aliases", "merges", "recursive", "merges itself", "deep", "far too deep", "large"],
 )
-@pytest.mark.slow  # PyYAML finds out that it is too deep
 def test_a_file_made_to_exhaust_the_reader_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError):
         read(tmp_path, text)
