@@ -17,7 +17,7 @@ from groundwork import console, files
 from groundwork.console import Stage
 from groundwork.errors import SageError
 from groundwork.worker import Worker
-from image_builder import catalog, journal, rootfs, site_rotation, site_work, upload
+from image_builder import catalog, journal, rootfs, rotation, site_rotation, site_work, upload
 from image_builder.catalog import Visibility
 from image_builder.manifest import Manifest
 from image_builder.publication import Outcome, PublishOptions, PublishReport, SiteInventory, SitePublication
@@ -128,7 +128,7 @@ def standing_report(
         if journal.left_at(options.state or journal.default_folder(), site, image_name) is not None:
             return None
         images = [image for image in standing[site.name].images if image.image_name == image_name]
-        current = site_rotation.current_of(images, image_name)
+        current = rotation.current_of(images, image_name)
         if current is None:
             return None
         held = None

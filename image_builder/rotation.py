@@ -286,6 +286,17 @@ def plan(
     return Plan(tuple(steps), tuple(notes))
 
 
+def current_of(standing: Sequence[SiteImage], image_name: str) -> SiteImage | None:
+    """The image that has the public name and is listed, or None where there is none, or more than one."""
+    listed = [image for image in standing if image.name == image_name and not image.hidden]
+    return listed[0] if len(listed) == 1 else None
+
+
+def is_current(image: SiteImage) -> bool:
+    """Whether it has its public name and is listed."""
+    return image.name == image.image_name and not image.hidden
+
+
 def may_go(step: Retire | Delete, image: SiteImage) -> bool:
     """Whether an image, as it stands now, is still what was to be retired or deleted when that was planned.
 

@@ -210,7 +210,7 @@ def _finish_swap(run: SiteRun, connection: "Connection", image_id: str, error: S
             error = again
     current = None
     with contextlib.suppress(SageError):
-        current = current_of(look(run, connection), name)
+        current = rotation.current_of(look(run, connection), name)
     if current is not None and current.id == image_id:
         return
     hint = "run this again: it repairs what stands there" if current is None else "the image before still stands"
@@ -227,7 +227,7 @@ def retain(run: SiteRun, connection: "Connection", image_id: str) -> None:
     if plan.swap:  # another publisher was at work at the same time
         do_steps(run, connection, plan.swap)
         standing = look(run, connection)
-    current = current_of(standing, run.image_name)
+    current = rotation.current_of(standing, run.image_name)
     if current is None or current.id != image_id:
         raise _overtaken(run, standing)
     if not plan.swap:
@@ -239,7 +239,7 @@ def _taken(run: SiteRun, image: SiteImage) -> Overtaken:
 
 
 def _overtaken(run: SiteRun, standing: Sequence[SiteImage]) -> Overtaken:
-    current = current_of(standing, run.image_name)
+    current = rotation.current_of(standing, run.image_name)
     who = f"; {current.id} of {current.publisher or 'an unknown run'} has it" if current else ""
     return Overtaken(
         f"{run.site.name}: another run gave the name {run.image_name} away at the same time{who}",
@@ -356,11 +356,6 @@ def plan_of(
         site_time=site_time,
         publishers={name: lives for name, lives in publishers.items() if lives is not None},
     )
-
-
-def current_of(standing: Sequence[SiteImage], name: str) -> SiteImage | None:
-    listed = [image for image in standing if image.name == name and not image.hidden]
-    return listed[0] if len(listed) == 1 else None
 
 
 def may_be_promoted(image: SiteImage, dead: Collection[str] = ()) -> bool:

@@ -90,7 +90,7 @@ def _as_it_stands(care: Care, connection: "Connection", planned: NamePlan) -> Na
     if {image.id: image for image in standing} == {image.id: image for image in care.ours if image not in others}:
         return planned
     care.ours = (*others, *standing)
-    if planned.new is not None and any(image.id == planned.new.id for image in standing if _is_current(image)):
+    if planned.new is not None and any(image.id == planned.new.id for image in standing if rotation.is_current(image)):
         return NamePlan(planned.image_name, Plan(()), planned.new)  # the other run was asked for the same
     return next(again for again in _plans(care, connection) if again.image_name == planned.image_name)
 
@@ -195,10 +195,6 @@ def _not_ours(image: SiteImage, project: str) -> InputError:
         f"{name} was not made by this program; nothing is done to it",
         hint=f"sage-image adopt {image.id} takes it under care",
     )
-
-
-def _is_current(image: SiteImage) -> bool:
-    return image.name == image.image_name and not image.hidden
 
 
 def _find_foreign(care: Care, connection: "Connection") -> SiteImage:

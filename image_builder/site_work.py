@@ -100,7 +100,7 @@ def _publish_at(work: Work, connection: "Connection", payload: Payload) -> SiteP
         # A build that still stands here under its back-dated name is given the name again, not deleted and uploaded.
         spared=lambda image: _is_at_hand(image, work),
     )
-    current = site_rotation.current_of(standing, manifest.image_name)
+    current = rotation.current_of(standing, manifest.image_name)
     _check_foreign(work, connection, standing, current)
     if current is not None and _is_unchanged(current, work):
         current = _follow_visibility(work, connection, current)
@@ -139,7 +139,7 @@ def _rehearse(work: Work, connection: "Connection", payload: Payload) -> SitePub
     manifest = work.manifest
     standing = list(site_rotation.look(work, connection))
     repair = site_rotation.plan_for(work, standing, keep=work.options.keep)
-    current = site_rotation.current_of(standing, manifest.image_name)
+    current = rotation.current_of(standing, manifest.image_name)
     _check_foreign(work, connection, standing, current)
     if current is not None and _is_unchanged(current, work):
         work.done += [str(step) for step in repair.steps]

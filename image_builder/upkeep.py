@@ -113,7 +113,7 @@ def promotion(image: SiteImage, standing: Sequence[SiteImage], *, planner: Plann
     _check_promotable(image)
     name = image.image_name
     steps = planner(name, standing, new=image.id).swap
-    current = current_of(standing, name)
+    current = rotation.current_of(standing, name)
     if current is None or current.id == image.id or not _is_older(image, current):
         return NamePlan(name, Plan(steps), image)
     mark = Mark(current.id, current.name, {WITHDRAWN: rotation.after(standing, now)}, "withdraw")
@@ -127,7 +127,7 @@ def rollback(
 
     What an earlier rollback withdrew is passed over.  Raises InputError where nothing is left, and tells what stands.
     """
-    current = current_of(standing, image_name)
+    current = rotation.current_of(standing, image_name)
     able = [image for image in standing if image.state == ImageState.PREVIOUS and rotation.has_dated_name(image)]
     able = [image for image in able if image.status == "active" and not image.withdrawn]
     if to is not None:
@@ -276,12 +276,6 @@ def difference(before: Sequence[SiteImage], steps: Sequence[Step]) -> tuple[str,
         if old != new:
             lines += [f"- {old}"] + ([f"+ {new}"] if new else [])
     return tuple(lines)
-
-
-def current_of(standing: Sequence[SiteImage], image_name: str) -> SiteImage | None:
-    """The image that has the public name and is listed, or None where there is none, or more than one."""
-    listed = [image for image in standing if image.name == image_name and not image.hidden]
-    return listed[0] if len(listed) == 1 else None
 
 
 def parse_date(text: str) -> datetime:
