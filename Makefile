@@ -37,7 +37,7 @@ unit: setup  ## tests without network and subprocesses
 	@$(STEP) "unit tests" $(PYTHON) -m pytest -q -n auto tests/unit
 
 integration: system-packages setup  ## tests with the real diskimage-builder, QEMU, Keystone and Glance
-	@$(STEP) "integration tests" $(PYTHON) -m pytest -v --durations=10 tests/integration tests/contract -m "not long"
+	@$(STEP) "integration tests" $(PYTHON) -m pytest -v -n 2 --dist loadfile --durations=25 tests/integration tests/contract -m "not long"
 
 test-full: test  ## test, and what takes too long for it
 	@$(STEP) "long tests" $(PYTHON) -m pytest -v --durations=10 tests/integration tests/contract -m long
