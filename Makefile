@@ -40,6 +40,7 @@ integration: system-packages setup  ## tests with the real diskimage-builder, QE
 	@$(STEP) "integration tests" $(PYTHON) -m pytest -v -n 2 --dist loadfile --durations=25 tests/integration tests/contract -m "not long"
 
 test-full: test  ## test, and what takes too long for it
+	@$(STEP) "unit tests with other examples" $(PYTHON) -m pytest -q -n auto tests/unit --hypothesis-profile=searching
 	@$(STEP) "long tests" $(PYTHON) -m pytest -v --durations=10 tests/integration tests/contract -m long
 
 bench: system-packages setup  ## the figures of docs/performance.md, both sides in one run
