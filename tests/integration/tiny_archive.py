@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A package archive of a few empty packages, signed with a key of its own and served on loopback."""
 
+import atexit
 import gzip
 import hashlib
 import http.server
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +16,7 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 
-from groundwork import process
+from groundwork import files, process
 
 SUITES = ("quiet", "quiet-updates", "quiet-security")
 
@@ -37,13 +39,17 @@ class Key:
 
 def new_key(folder: Path, name: str) -> Key:
     """A key that nobody else has."""
-    home = folder / f"{name}-gnupg"
-    home.mkdir(mode=0o700)
+    home = Path(tempfile.mkdtemp(prefix="gpg"))  # a short path, for the agent's socket
+    atexit.register(_forget, home)
     key = Key(home, folder / f"{name}.gpg")
     key._gpg("--quick-generate-key", f"{name} <{name}@example.org>", "ed25519", "sign", "never")
     key._gpg("--output", key.public, "--export")
-    process.run(["gpgconf", "--homedir", home, "--kill", "all"], timeout=30)
     return key
+
+
+def _forget(home: Path) -> None:
+    process.run(["gpgconf", "--homedir", home, "--kill", "all"], timeout=30)
+    files.remove_tree(home)
 
 
 @dataclass
