@@ -34,6 +34,12 @@ def beehive(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> I
         yield running
 
 
+@pytest.fixture(autouse=True)
+def nothing_waits(beehive: Broker) -> None:
+    """What came twice in the test before is still there when that test has seen all it waited for."""
+    broker_client.request(beehive.management, "DELETE", f"queues/%2F/{broker.TO_LOADER}/contents")
+
+
 def publish(node: Broker, count: int, *, every: float) -> None:
     """Publish numbered messages as the sharing service does, with a pause after each hundred."""
     parameters = broker_client.by_password(node.address, "sharing", node.passwords["sharing"])
