@@ -14,6 +14,7 @@ MAY_KNOW = {
     "image_builder": {"groundwork", "chameleon_sites", "virtual_waggle"},  # the last as what an image carries
     "virtual_waggle": {"groundwork"},
     "local_chameleon": {"groundwork", "chameleon_sites"},
+    "node_automation": {"groundwork", "chameleon_sites", "image_builder"},
 }
 PURE = (
     "image_builder/comparison.py",
