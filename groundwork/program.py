@@ -16,7 +16,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_program(main: Callable[[], int]) -> NoReturn:
-    """Run ``main`` and end the process with its exit code, or with that of the error it raised.
+    """Run ``main`` and end the process with its exit code, or with that of the error it raised."""
+    sys.exit(outcome(main))
+
+
+def outcome(main: Callable[[], int]) -> int:
+    """Run ``main`` and give its exit code, or that of the error it raised, which is told.
 
     SIGINT, SIGTERM and SIGHUP become an Interrupted error in the main thread, so that every ``finally`` runs; one
     that was ignored already (``nohup``) stays ignored.
@@ -44,7 +49,7 @@ def run_program(main: Callable[[], int]) -> NoReturn:
             f"{error.filename or 'the system'}: {error.strerror or error}", hint="SAGE_DEBUG=1 shows where"
         )
         code = 1
-    sys.exit(code)
+    return code
 
 
 def log_to_stderr(*, debug: bool) -> None:
