@@ -40,7 +40,7 @@ def wait_for(
     look: Callable[[], Seen[Value]],
     *,
     deadline: float,
-    interval: float = 1.0,
+    interval: float = 0.5,
     longest: float = 5.0,
     patience: float = _PATIENCE,
     tell: Callable[[str], None] = lambda state: None,
