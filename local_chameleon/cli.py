@@ -17,7 +17,8 @@ from local_chameleon.cloud import Config, State
 _EPILOG = """\
 `up` prints the line that makes OpenStack's clients use it:  eval "$(local-chameleon up)"
 The clouds are then chi_uc, chi_tacc and kvm_tacc (project CH-822154), chi_uc_2 and so on (project CH-000002), and
-admin_chi_uc and so on (all rights).
+admin_chi_uc and so on (all rights); with --profile lease also chi_uc_restricted and so on (CH-822154, by a restricted
+application credential, which Blazar refuses).
 A flag --some-name can be given as the variable SAGE_SOME_NAME as well.
 Exit codes: 0 done (status: all is up), 1 failed (status: something is not up), 2 wrong input or a port that is taken.
 """
@@ -32,7 +33,7 @@ def main() -> NoReturn:
 def _main(words: Sequence[str]) -> int:
     parser = Parser(
         prog="local-chameleon",
-        description="A Chameleon of one's own: real Keystone and Glance for three regions, on this machine only.",
+        description="A Chameleon of one's own: real OpenStack services for three regions, on this machine only.",
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"local-chameleon {groundwork.__version__}")

@@ -11,7 +11,9 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +21,8 @@ import yaml
 
 from groundwork import console, files, process, products
 from groundwork.errors import InputError, SageError, unknown
-from local_chameleon import configuration, environment, glance, keystone, profiles, seed, services
+from local_chameleon import configuration, environment, furnish, keystone, nova, profiles, seed, services
+from local_chameleon.catalog import SERVICES
 from local_chameleon.profiles import PROFILES, Profile
 from local_chameleon.services import Running, Service
 
@@ -78,7 +81,7 @@ def up(config: Config) -> State:
     then, and when it is interrupted, nothing is left running.
     """
     config = _checked(config)
-    env = environment.ensure(config.env_dir)
+    env = environment.ensure(config.env_dir, PROFILES[config.profile].requirements_file)
     with _locked(config):
         record = _settle(config, env)
         profile = PROFILES[record.profile]
@@ -180,7 +183,7 @@ def _settle(config: Config, env: Path) -> _Record:
     record = _Record(config.profile, config.port or profiles.DEFAULT_PORT, env.name)
     files.make_folder(config.state_dir).chmod(0o700)
     _write(config.state_dir, record)
-    names = ("admin", *sorted({glance.USER}))
+    names = ("admin", *sorted(SERVICES[kind].USER for kind in PROFILES[config.profile].services))
     passwords = {name: secrets.token_hex(24) for name in names}
     files.write_text(config.state_dir / "secrets.json", json.dumps(passwords) + "\n", mode=0o600)
     return record
@@ -200,17 +203,17 @@ def _passwords(state_dir: Path) -> dict[str, str]:
 def _configure(state_dir: Path, env: Path, record: _Record, *, allow_public: bool) -> list[Service]:
     """Write all services' configurations."""
     keystone.configure(files.make_folder(state_dir / keystone.NAME))
-    password = _passwords(state_dir)[glance.USER]
+    passwords = _passwords(state_dir)
     profile = PROFILES[record.profile]
-    for region in profile.regions:
-        glance.configure(
-            files.make_folder(_glance_folder(state_dir, region)),
+    for region, kind in _regional(profile):
+        SERVICES[kind].configure(
+            files.make_folder(_folder(state_dir, region, kind)),
             env,
             keystone_port=record.port,
-            port=profiles.service_port(record.port, profile, region, "image"),
+            port=profiles.service_port(record.port, profile, region, kind),
             region=region,
-            password=password,
-            allow_public=allow_public,
+            password=passwords[SERVICES[kind].USER],
+            **({"allow_public": allow_public} if kind == "image" else {}),
         )
     return _services(state_dir, record)
 
@@ -220,16 +223,21 @@ def _services(state_dir: Path, record: _Record) -> list[Service]:
     return [
         keystone.service(state_dir / keystone.NAME, record.port),
         *(
-            glance.service(
-                _glance_folder(state_dir, region), profiles.service_port(record.port, profile, region, "image")
+            SERVICES[kind].service(
+                _folder(state_dir, region, kind), profiles.service_port(record.port, profile, region, kind), region
             )
-            for region in profile.regions
+            for region, kind in _regional(profile)
         ),
     ]
 
 
-def _glance_folder(state_dir: Path, region: str) -> Path:
-    return state_dir / f"glance-{profiles.slug(region)}"
+def _regional(profile: Profile) -> list[tuple[str, str]]:
+    """Region and service type of each service but Keystone."""
+    return [(region, kind) for kind in profile.services for region in profile.regions]
+
+
+def _folder(state_dir: Path, region: str, kind: str) -> Path:
+    return state_dir / f"{SERVICES[kind].USER}-{profiles.slug(region)}"
 
 
 def _healthy(wanted: list[Service], running: list[Running], env: Path) -> list[Running]:
@@ -254,11 +262,12 @@ def _bring_up(state_dir: Path, env: Path, record: _Record, profile: Profile, mis
     elif record.environment != env.name:
         with console.stage("bringing the databases to the services' new version"):
             keystone.sync_database(state_dir / keystone.NAME, env)
-            for region in profile.regions:
-                _sync_glance(_glance_folder(state_dir, region), env)
-    with console.stage(f"starting {files.join_names([service.name for service in missing])}") as stage:
-        started = {service.name: services.start(service, env) for service in missing}
-        for service in missing:  # Keystone is the first, and what the others' probes need
+            for region, kind in _regional(profile):
+                SERVICES[kind].sync_databases(_folder(state_dir, region, kind), env)
+    first, *later = _ranks(missing)
+    with console.stage(f"starting {_names(first)}") as stage:
+        started = {service.name: services.start(service, env) for service in first}
+        for service in first:  # Keystone is the first, and what the others' probes need
             stage.detail(f"waiting for {service.name}")
             if service.name == keystone.NAME or record.complete:
                 services.wait_ready(service, started[service.name])
@@ -269,47 +278,81 @@ def _bring_up(state_dir: Path, env: Path, record: _Record, profile: Profile, mis
             )
             document = seed.clouds(record.port, profile, admin_password=passwords["admin"], credentials=credentials)
             files.write_text(state_dir / "clouds.yaml", yaml.safe_dump(document, sort_keys=False), mode=0o600)
-        with console.stage("waiting for Glance in every region"):
-            for service in missing:
-                services.wait_ready(service, started[service.name])
+        with console.stage("waiting for them to answer") as stage:
+            _wait_all(stage, first, started)
+    for rank in later:
+        with console.stage(f"starting {_names(rank)}") as stage:
+            _wait_all(stage, rank, {service.name: services.start(service, env) for service in rank})
+    if not record.complete and profile.lends:
+        with console.stage("filling the regions: networks, flavors, hosts, floating IPs"):
+            furnish.furnish(record.port, profile, admin_password=passwords["admin"])
     if not record.complete or record.environment != env.name:
         _write(state_dir, replace(record, environment=env.name, complete=True))
 
 
+def _ranks(every: list[Service]) -> list[list[Service]]:
+    """The services in groups, each of which may be started once those before it work."""
+    return [[one for one in every if one.rank == rank] for rank in sorted({one.rank for one in every})]
+
+
+def _names(every: list[Service]) -> str:
+    return files.join_names([service.name for service in every])
+
+
+def _wait_all(stage: console.Stage, every: list[Service], started: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
+    for service in every:
+        stage.detail(f"waiting for {service.name}")
+        services.wait_ready(service, started[service.name])
+
+
 def _make_databases(state_dir: Path, env: Path, profile: Profile, port: int, admin_password: str) -> None:
-    keystone_db = state_dir / keystone.NAME / keystone.DATABASE
-    glance_dbs = [_glance_folder(state_dir, region) / glance.DATABASE for region in profile.regions]
-    # The empty ones are kept with the programs that made them, for to make them takes longer than all that follows.
-    kept_keystone, kept_glance = env / keystone.DATABASE, env / glance.DATABASE
-    if not (kept_keystone.exists() and kept_glance.exists()):
-        beside = glance.start_sync(glance_dbs[0].parent, env)
+    """Each service's databases are made once, and kept empty with the programs that made them: all that follows takes
+    less time than to make them."""
+    keystone_folder = state_dir / keystone.NAME
+    model = {kind: _folder(state_dir, profile.regions[0], kind) for kind in profile.services}
+    with ThreadPoolExecutor(len(model) + 1) as pool:
+        jobs = [pool.submit(keystone.sync_database, keystone_folder, env)] if not _kept(env, keystone.DATABASES) else []
+        jobs += [
+            pool.submit(SERVICES[kind].sync_databases, folder, env)
+            for kind, folder in model.items()
+            if not _kept(env, SERVICES[kind].DATABASES)
+        ]
         try:
-            keystone.sync_database(keystone_db.parent, env)
-            glance.finish_sync(beside)
-        finally:
-            process.stop(beside)
-        _copy(keystone_db, kept_keystone)
-        _copy(glance_dbs[0], kept_glance)
-    _copy(kept_keystone, keystone_db)
-    for path in glance_dbs:
-        _copy(kept_glance, path)
-    for path in (keystone_db, *glance_dbs):
-        configuration.prepare_database(path)
-    keystone.make_keys(keystone_db.parent)
-    keystone.bootstrap(keystone_db.parent, env, port, profile.regions[0], admin_password)
+            for job in jobs:
+                job.result()
+        except BaseException:
+            process.stop_all()
+            raise
+    for folder, names in [
+        (keystone_folder, keystone.DATABASES),
+        *((folder, SERVICES[kind].DATABASES) for kind, folder in model.items()),
+    ]:
+        if not _kept(env, names):
+            for name in names:
+                _copy(folder / name, env / name)
+    for name in keystone.DATABASES:
+        _take(env / name, keystone_folder)
+    for region, kind in _regional(profile):
+        for name in SERVICES[kind].DATABASES:
+            _take(env / name, _folder(state_dir, region, kind))
+        if kind == "compute":
+            nova.map_cells(_folder(state_dir, region, kind))
+    keystone.make_keys(keystone_folder)
+    keystone.bootstrap(keystone_folder, env, port, profile.regions[0], admin_password)
+
+
+def _kept(env: Path, names: Iterable[str]) -> bool:
+    return all((env / name).exists() for name in names)
+
+
+def _take(kept: Path, folder: Path) -> None:
+    _copy(kept, folder / kept.name)
+    configuration.prepare_database(folder / kept.name)
 
 
 def _copy(source: Path, target: Path) -> None:
     with files.writing(target, mode=0o600) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def _sync_glance(folder: Path, env: Path) -> None:
-    started = glance.start_sync(folder, env)
-    try:
-        glance.finish_sync(started)
-    finally:
-        process.stop(started)
 
 
 def _stop_all(state_dir: Path) -> list[str]:

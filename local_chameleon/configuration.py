@@ -44,9 +44,19 @@ def logging() -> dict[str, object]:
     return {"use_stderr": "true", "debug": "false"}
 
 
+def database_url(path: Path) -> str:
+    """The URL of a SQLite database in a file."""
+    return f"sqlite:///{path}?timeout=30"
+
+
 def database(path: Path) -> dict[str, object]:
     """A SQLite database in a file."""
-    return {"connection": f"sqlite:///{path}?timeout=30"}
+    return {"connection": database_url(path)}
+
+
+def unsynced_database(path: Path) -> dict[str, object]:
+    """The same for processes with green threads: one that waits for the disk would make all of them wait."""
+    return {**database(path), "sqlite_synchronous": "false"}
 
 
 def prepare_database(path: Path) -> None:
@@ -58,18 +68,25 @@ def prepare_database(path: Path) -> None:
         connection.close()
 
 
-def keystone_client(port: int, region: str, user: str, password: str) -> dict[str, object]:
-    """How a service of a region asks Keystone about the tokens it is given."""
-    url = profiles.keystone_url(port)
+def service_login(port: int, region: str, user: str, password: str) -> dict[str, object]:
+    """How a service of a region logs in, to call others of the region."""
     return {
-        "www_authenticate_uri": url,
-        "auth_url": url,
+        "auth_url": profiles.keystone_url(port),
         "auth_type": "password",
-        "region_name": region,  # without it Glance takes the endpoint of any region, and drops connections
+        "region_name": region,
         "project_domain_id": "default",
         "user_domain_id": "default",
         "project_name": "service",
         "username": user,
         "password": password,
+    }
+
+
+def keystone_client(port: int, region: str, user: str, password: str) -> dict[str, object]:
+    """How a service of a region asks Keystone about the tokens it is given."""
+    return {
+        "www_authenticate_uri": profiles.keystone_url(port),
+        # its region_name matters: without it Glance takes the endpoint of any region, and drops connections
+        **service_login(port, region, user, password),
         "service_token_roles_required": "true",
     }

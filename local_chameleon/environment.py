@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The virtual environment the services run in: apart from this program's own, for its versions are older.
+"""The virtual environments the services run in: apart from this program's own, for their versions are older.
 
-It is keyed by the digest of ``requirements.txt`` and the Python version, and counts only once the file
+One is keyed by the digest of the profile's requirements and the Python version, and counts only once the file
 ``complete`` stands in it: what a killed installation left is removed and made anew.
 """
 
@@ -12,9 +12,7 @@ from pathlib import Path
 from groundwork import console, files, process
 from groundwork.errors import InputError, SageError
 
-REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-
-_INSTALL_TIMEOUT = 1800.0  # seconds; 20 s with a warm cache on two cores, minutes on a slow line
+_INSTALL_TIMEOUT = 1800.0  # seconds; 20 to 40 s with a warm cache on two cores, minutes on a slow line
 _LOCK_WAIT = 1900.0
 
 
@@ -23,9 +21,9 @@ def digest(requirements: str) -> str:
     return files.digest_text(requirements, str(sys.implementation.cache_tag), sysconfig.get_platform())[:16]
 
 
-def locate(env_dir: Path) -> Path:
+def locate(env_dir: Path, requirements: Path) -> Path:
     """Where the environment of these requirements is, or will be."""
-    return env_dir / digest(REQUIREMENTS.read_text(encoding="utf-8"))
+    return env_dir / digest(requirements.read_text(encoding="utf-8"))
 
 
 def usable(environment: Path) -> bool:
@@ -33,13 +31,13 @@ def usable(environment: Path) -> bool:
     return (environment / "complete").exists() and (environment / "bin/python").exists()
 
 
-def ensure(env_dir: Path) -> Path:
+def ensure(env_dir: Path, requirements: Path) -> Path:
     """Give the environment, installing it first where need be.
 
     Raises InputError when the compiler or Python's headers, which uwsgi is built with, are missing, and SageError
     when the installation fails; its log stays beside the environment.
     """
-    environment = locate(env_dir)
+    environment = locate(env_dir, requirements)
     if usable(environment):
         return environment
     require_compiler(Path(sysconfig.get_paths()["include"]))
@@ -53,7 +51,7 @@ def ensure(env_dir: Path) -> Path:
     ):
         if not usable(environment):
             files.remove_tree(environment)
-            _install(environment, env_dir / f"{environment.name}.log")
+            _install(environment, requirements, env_dir / f"{environment.name}.log")
             files.write_text(environment / "complete", "")
         stage.note = str(environment)
     return environment
@@ -71,19 +69,19 @@ def require_compiler(include: Path) -> None:
         )
 
 
-def _install(environment: Path, log_path: Path) -> None:
+def _install(environment: Path, requirements: Path, log_path: Path) -> None:
     uv = _find_uv()
     python = environment / "bin/python"
     # Without compiled bytecode every start of a service would cost twice as much.
     if uv:
         commands: list[list[str | Path]] = [
             [uv, "venv", "--python", sys.executable, environment],
-            [uv, "pip", "install", "--python", python, "--compile-bytecode", "-r", REQUIREMENTS],
+            [uv, "pip", "install", "--python", python, "--compile-bytecode", "-r", requirements],
         ]
     else:
         commands = [
             [sys.executable, "-m", "venv", environment],
-            [python, "-m", "pip", "install", "--disable-pip-version-check", "--compile", "-r", REQUIREMENTS],
+            [python, "-m", "pip", "install", "--disable-pip-version-check", "--compile", "-r", requirements],
         ]
     files.make_folder(log_path.parent)
     with log_path.open("wb") as log:

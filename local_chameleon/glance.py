@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A region's Glance: its configuration, its database, its service."""
 
-import subprocess
 from pathlib import Path
 
 import yaml
 
 from groundwork import files, process
-from groundwork.process import ProcessError
 from local_chameleon import configuration
 from local_chameleon.services import Service
 
 USER = "glance"
-DATABASE = "glance.db"
+DATABASES = ("glance.db",)
 
 _SYNC_TIMEOUT = 300.0  # seconds; takes 4
 # Bytes that the store hashes and writes at a time.  An upload of 1 GiB costs 4 s of processor time, 2 of it for the
@@ -35,7 +33,7 @@ def configure(
             "worker_self_reference_url": f"http://127.0.0.1:{port}",
             "transport_url": "fake://",  # no message bus
         },
-        "database": configuration.database(folder / DATABASE),
+        "database": configuration.database(folder / DATABASES[0]),
         "glance_store": {"default_backend": "local"},
         "local": {
             "filesystem_store_datadir": folder / "images",
@@ -63,7 +61,7 @@ def policy(*, allow_public: bool) -> dict[str, str]:
     return {"publicize_image": "rule:context_is_admin or (role:member and project_id:%(project_id)s)"}
 
 
-def service(folder: Path, port: int) -> Service:
+def service(folder: Path, port: int, region: str) -> Service:
     """The service; :func:`configure` must have been called."""
     return Service(
         folder=folder,
@@ -76,26 +74,12 @@ def service(folder: Path, port: int) -> Service:
     )
 
 
-def start_sync(folder: Path, environment: Path) -> subprocess.Popen[bytes]:
-    """Begin to make the database, or to bring it to this version; :func:`finish_sync` waits for it."""
-    return process.start(
+def sync_databases(folder: Path, environment: Path) -> None:
+    """Make the database, or bring it to this version.  Raises ProcessError."""
+    process.run(
         [environment / "bin/glance-manage", "--config-file", folder / "glance-api.conf", "db_sync"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
         env={"HOME": str(folder), "LANG": "C.UTF-8"},
         inherit=False,
         cwd=folder,
+        timeout=_SYNC_TIMEOUT,
     )
-
-
-def finish_sync(started: subprocess.Popen[bytes]) -> None:
-    """Wait for the end of :func:`start_sync`.  Raises ProcessError."""
-    try:
-        out, _ = started.communicate(timeout=_SYNC_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        raise ProcessError(f"glance-manage did not end within {_SYNC_TIMEOUT:g} s", returncode=None) from None
-    if started.returncode != 0:
-        last = " / ".join(out.decode(errors="replace").strip().splitlines()[-3:])
-        raise ProcessError(
-            f"glance-manage failed with exit status {started.returncode}: {last}", returncode=started.returncode
-        )

@@ -10,7 +10,7 @@ from local_chameleon import configuration, profiles
 from local_chameleon.services import Service
 
 NAME = "keystone"
-DATABASE = "keystone.db"
+DATABASES = ("keystone.db",)
 
 _SYNC_TIMEOUT = 300.0  # seconds; takes 3
 
@@ -19,7 +19,7 @@ def configure(folder: Path) -> None:
     """Write its configuration."""
     sections: configuration.Sections = {
         "DEFAULT": configuration.logging(),
-        "database": configuration.database(folder / DATABASE),
+        "database": configuration.database(folder / DATABASES[0]),
         "token": {"provider": "fernet"},
         "fernet_tokens": {"key_repository": folder / "fernet-keys"},
         "fernet_receipts": {"key_repository": folder / "fernet-keys"},  # else Keystone looks in /etc
@@ -42,7 +42,7 @@ def service(folder: Path, port: int) -> Service:
         application="keystone.wsgi.api",
         environ={
             "OS_KEYSTONE_CONFIG_FILES": str(folder / "keystone.conf"),
-            "LOCAL_CHAMELEON_BEGIN": "deferred",
+            "LOCAL_CHAMELEON_BEGIN": "told",
         },
         probe="/v3",
         answers=(200,),

@@ -2,6 +2,7 @@
 """What a Chameleon of one's own is made of: regions, ports, services, projects.  A profile is data."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from chameleon_sites.sites import load_sites
 
@@ -12,20 +13,47 @@ PROJECTS = ("CH-822154", "CH-000002")  # the first is the one that the entries w
 
 # Service type -> its place among a region's ports.  The places are kept for services of later profiles.
 _OFFSETS = {"image": 1, "placement": 2, "compute": 3, "network": 4, "reservation": 5, "baremetal": 6}
+# Service type -> what its endpoint in the catalog has behind the port.
+_PATHS = {"compute": "/v2.1", "reservation": "/v1"}
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A set of services.  ``services`` are the catalog's types that each region has, beside the one Keystone."""
+    """A set of services.
+
+    ``services`` are the catalog's types that each region has, beside the one Keystone; ``requirements`` names the
+    file of this package that says what is installed for them.
+    """
 
     name: str
     regions: tuple[str, ...]
     services: tuple[str, ...]
+    requirements: str
 
+    @property
+    def lends(self) -> bool:
+        """Whether its regions lend nodes: they have Nova, Neutron and Blazar."""
+        return "reservation" in self.services
+
+    @property
+    def requirements_file(self) -> Path:
+        """The pinned requirements of its services."""
+        return Path(__file__).with_name(self.requirements)
+
+
+_REGIONS = ("CHI@UC", "CHI@TACC", "KVM@TACC")
 
 PROFILES = {
     profile.name: profile
-    for profile in (Profile("images", regions=("CHI@UC", "CHI@TACC", "KVM@TACC"), services=("image",)),)
+    for profile in (
+        Profile("images", regions=_REGIONS, services=("image",), requirements="requirements.txt"),
+        Profile(
+            "lease",
+            regions=_REGIONS,
+            services=("image", "placement", "network", "compute", "reservation"),
+            requirements="requirements-lease.txt",
+        ),
+    )
 }
 
 
@@ -46,4 +74,4 @@ def service_port(port: int, profile: Profile, region: str, service: str) -> int:
 
 def endpoint(port: int, profile: Profile, region: str, service: str) -> str:
     """The URL of a region's service, as the catalog has it."""
-    return f"http://127.0.0.1:{service_port(port, profile, region, service)}"
+    return f"http://127.0.0.1:{service_port(port, profile, region, service)}{_PATHS.get(service, '')}"

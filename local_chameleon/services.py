@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Services as daemons under uwsgi: started, found again, stopped.
+"""Services as daemons, under uwsgi or as processes of their own: started, found again, stopped.
 
 There are no pid files.  A service is known by its command line, whose last words name the service's own folder: what
 runs is read from ``/proc``, so nothing is ever stale, and a process is signalled through a pidfd that was opened
@@ -32,10 +32,12 @@ _CONTENT = "local-chameleon.content="
 
 @dataclass(frozen=True)
 class Service:
-    """One WSGI application.
+    """One WSGI application, or one script.
 
-    ``folder``, in the state folder, has the service's name and holds its configuration; ``probe`` is a path below
-    its port, which answers with one of ``answers`` (HTTP status codes) once the service works.
+    ``folder``, in the state folder, has the service's name and holds its configuration; ``application`` is a module
+    that uwsgi serves, or the name of a script among the hooks; ``probe`` is a path below its port, which answers with
+    one of ``answers`` (HTTP status codes) once the service works.  Services of a lower ``rank`` must work before it
+    is started.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class Service:
     probe: str
     answers: tuple[int, ...]
     threads: int = 8
+    rank: int = 0
 
     @property
     def name(self) -> str:
@@ -53,7 +56,7 @@ class Service:
 
     @property
     def log(self) -> Path:
-        """What the service and uwsgi print."""
+        """What the service prints, and uwsgi."""
         return self.folder / "service.log"
 
 
@@ -72,15 +75,15 @@ def content_digest(service: Service, environment: Path) -> str:
     """Digest of all that makes the service what it is; one that runs with another digest is started anew."""
     texts = [path.read_text() for path in sorted(service.folder.iterdir()) if path.suffix in (".conf", ".yaml")]
     hooks = [path.read_text() for path in sorted(HOOKS.glob("*.py"))]
-    environ = [f"{name}={value}" for name, value in _environ(service, environment).items()]
-    return files.digest_text(str(environment), *_uwsgi(service), *environ, *texts, *hooks)[:16]
+    environ = [f"{name}={value}" for name, value in _environ(service).items()]
+    return files.digest_text(*_program(service, environment), *environ, *texts, *hooks)[:16]
 
 
 def command(service: Service, environment: Path) -> list[str]:
     """The command line.  Nothing secret is in it, and by its last two words the process is known."""
     return [
-        str(environment / "bin/uwsgi"),
-        *_uwsgi(service),
+        *_program(service, environment),
+        # what uwsgi takes for words without a meaning; scripts look at none of theirs
         *("--set-ph", _CONTENT + content_digest(service, environment)),
         *("--set-ph", _MARK + str(service.folder)),
     ]
@@ -120,7 +123,7 @@ def start(service: Service, environment: Path) -> subprocess.Popen[bytes]:
             command(service, environment),
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_environ(service, environment),
+            env=_environ(service),
             inherit=False,  # no OS_* of the user's may reach it
             cwd=service.folder,
             outlive=True,
@@ -207,8 +210,11 @@ def require_free(every: Sequence[Service]) -> None:
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy knows nothing of our loopback
 
 
-def _uwsgi(service: Service) -> list[str]:
+def _program(service: Service, environment: Path) -> list[str]:
+    if service.application.endswith(".py"):
+        return [str(environment / "bin/python"), str(HOOKS / service.application)]
     return [
+        str(environment / "bin/uwsgi"),
         *("--http-socket", f"127.0.0.1:{service.port}"),
         *("--pythonpath", str(HOOKS), "--module", "serve:application", "--need-app"),
         *("--enable-threads", "--threads", str(service.threads), "--thunder-lock", "--die-on-term"),
@@ -222,7 +228,7 @@ def _uwsgi(service: Service) -> list[str]:
     ]
 
 
-def _environ(service: Service, environment: Path) -> dict[str, str]:
+def _environ(service: Service) -> dict[str, str]:
     return {
         "HOME": str(service.folder),
         "LANG": "C.UTF-8",

@@ -12,22 +12,25 @@ by ten threads at once failed with "database is locked", for two reasons:
   its turn.  But a thread that is in a transaction already may open a second connection for a nested one, which would
   wait for its own thread for ever: nested ones begin as readers.
 
-Keystone hardly writes and opens long reading transactions, which must not queue up behind each other: it sets
-LOCAL_CHAMELEON_BEGIN=deferred and gets the first of the two only.
+Keystone reads in many long transactions, which must not queue up behind each other, and says of each whether it will
+write: with LOCAL_CHAMELEON_BEGIN=told only those that will begin as writers.
 
 This module runs in the services' environment, never in this program's own.
 """
 
+import contextlib
 import importlib
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
+from oslo_db.sqlalchemy import enginefacade
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
-_IMMEDIATE = os.environ.get("LOCAL_CHAMELEON_BEGIN") != "deferred"
+_TOLD = os.environ.get("LOCAL_CHAMELEON_BEGIN") == "told"
 _OWNER = "local_chameleon_writer"  # in a connection's info: the thread whose outermost transaction it carries
 _thread = threading.local()
 
@@ -48,7 +51,8 @@ def _begin(connection: Any) -> None:
     begun = _thread.__dict__.setdefault("begun", {})  # database -> info of the connection with the outermost one
     database = str(connection.engine.url)
     outermost = begun.get(database, {}).get(_OWNER) != threading.get_ident()
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if _IMMEDIATE and outermost else "BEGIN")
+    writes = _thread.__dict__.get("writers", 0) > 0 if _TOLD else True
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes and outermost else "BEGIN")
     connection.info["in_transaction"] = True
     if outermost:
         connection.info[_OWNER] = threading.get_ident()
@@ -64,6 +68,22 @@ def _checkin(connection: Any, record: Any) -> None:
     record.info.pop(_OWNER, None)
     record.info.pop("in_transaction", None)
 
+
+_produce_block = enginefacade._TransactionContext._produce_block
+
+
+@contextlib.contextmanager
+def _block(self: Any, mode: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    writes = mode is enginefacade._WRITER
+    _thread.writers = _thread.__dict__.get("writers", 0) + writes
+    try:
+        with _produce_block(self, mode, *args, **kwargs) as resource:
+            yield resource
+    finally:
+        _thread.writers -= writes
+
+
+enginefacade._TransactionContext._produce_block = _block
 
 event.listen(Engine, "connect", _connect)
 event.listen(Engine, "begin", _begin)

@@ -19,7 +19,7 @@ def config(tmp_path: Path) -> Config:
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("local_chameleon.environment.ensure", lambda folder: folder / "0123")
+    monkeypatch.setattr("local_chameleon.environment.ensure", lambda folder, requirements: folder / "0123")
 
 
 def test_status_of_nothing(config: Config) -> None:
@@ -29,6 +29,15 @@ def test_status_of_nothing(config: Config) -> None:
     assert not any(one.works or one.pid for one in state.services)
     assert state.endpoints["CHI@UC"]["image"] == "http://127.0.0.1:15011"
     assert not config.state_dir.exists()
+
+
+def test_status_of_a_lease_profile_that_was_never_started(config: Config) -> None:
+    state = cloud.status(Config(config.state_dir, config.env_dir, profile="lease"))
+    kinds = ("glance", "placement", "neutron", "nova", "blazar")
+    slugs = ("chi_uc", "chi_tacc", "kvm_tacc")
+    assert [one.name for one in state.services] == ["keystone", *(f"{kind}-{slug}" for kind in kinds for slug in slugs)]
+    assert state.endpoints["KVM@TACC"]["compute"] == "http://127.0.0.1:15033/v2.1"
+    assert state.endpoints["KVM@TACC"]["reservation"] == "http://127.0.0.1:15035/v1"
 
 
 def test_down_of_nothing(config: Config) -> None:
@@ -53,6 +62,22 @@ def test_other_ports_than_the_state_was_made_for_are_refused(config: Config) -> 
     with pytest.raises(InputError, match="from 16000 on"):
         cloud.up(Config(config.state_dir, config.env_dir, port=17000))
     assert cloud.status(config).endpoints["CHI@UC"]["image"] == "http://127.0.0.1:16011"
+
+
+def test_another_profile_than_the_state_was_made_for_is_refused(config: Config) -> None:
+    config.state_dir.mkdir()
+    record = {"profile": "images", "port": 16000, "environment": "0123", "complete": True}
+    (config.state_dir / "state.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="the profile 'images'") as caught:
+        cloud.up(Config(config.state_dir, config.env_dir, profile="lease"))
+    assert "--purge" in str(caught.value.hint)
+
+
+def test_services_are_started_once_those_that_they_need_work(config: Config) -> None:
+    every = cloud._services(config.state_dir, cloud._Record("lease", 15000, "0123"))
+    ranks = [{one.name.partition("-")[0] for one in rank} for rank in cloud._ranks(every)]
+    assert ranks == [{"keystone", "glance", "placement", "neutron"}, {"nova"}, {"blazar"}]
+    assert [one.name for one in cloud._ranks(every[-1:])[0]] == ["blazar-kvm_tacc"]
 
 
 def test_a_broken_record_is_told(config: Config) -> None:

@@ -31,6 +31,18 @@ def test_a_service_is_known_by_its_command_line(service: Service, tmp_path: Path
     assert services.parse_command_line(line(*words), tmp_path) == ("keystone", digest)
 
 
+def test_a_script_is_known_in_the_same_way(tmp_path: Path) -> None:
+    folder = tmp_path / "nova-chi_uc"
+    folder.mkdir()
+    script = Service(folder, 15013, "nova_services.py", {}, probe="/", answers=(200,))
+    words = services.command(script, Path("/env"))
+    assert words[:2] == ["/env/bin/python", str(services.HOOKS / "nova_services.py")]
+    assert services.parse_command_line(line(*words), tmp_path) == (
+        "nova-chi_uc",
+        services.content_digest(script, Path("/env")),
+    )
+
+
 @pytest.mark.parametrize(
     "raw",
     [
