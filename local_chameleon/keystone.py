@@ -28,8 +28,6 @@ def configure(folder: Path) -> None:
         "cache": {"enabled": "true", "backend": "oslo_cache.dict"},
         # The passwords are random and long; stretching them would only make each login slow.
         "identity": {"password_hash_rounds": 4},
-        # Blazar makes trusts with application credentials; Chameleon's Keystone lets it.
-        "security_compliance": {"allow_insecure_application_credential_trust_escalation": "true"},
     }
     configuration.write(folder / "keystone.conf", sections)
 
@@ -39,7 +37,7 @@ def service(folder: Path, port: int) -> Service:
     return Service(
         folder=folder,
         port=port,
-        application="keystone.wsgi.api",
+        application="keystone_api",
         environ={
             "OS_KEYSTONE_CONFIG_FILES": str(folder / "keystone.conf"),
             "LOCAL_CHAMELEON_BEGIN": "told",

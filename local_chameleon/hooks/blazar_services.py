@@ -4,8 +4,9 @@
 
 In one process messages need no bus (``transport_url = fake://``).  LOCAL_CHAMELEON_CONFIG names the configuration.
 
-Two changes to Blazar: it looks each second for leases that are to begin or to end, stock each 10 s; and leases are
-made and changed one after the other, for two that are made within milliseconds get the same host.
+Three changes to Blazar: it looks each second for leases that are to begin or to end, stock each 10 s; leases are made
+and changed one after the other, for two that are made within milliseconds get the same host; and a login at Keystone is
+used again for some minutes, where stock Blazar logs in anew for nearly each of its calls, some 20 times a lease.
 
 This module runs in the services' environment, never in this program's own.
 """
@@ -15,6 +16,7 @@ import blazar.cmd.api  # isort: skip  (before all else: it makes threads green, 
 import functools
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +27,10 @@ from blazar.manager import service as manager
 from blazar.notification import notifier
 from blazar.utils import service as utilities
 from eventlet import semaphore, wsgi
+from keystoneauth1.identity import generic, v3
 from oslo_service import service
 
+_LOGIN_KEPT = 300.0  # seconds; a token lasts an hour
 _one_by_one = semaphore.Semaphore(1)
 
 
@@ -39,6 +43,24 @@ def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _remember_logins(plugin: Any) -> None:
+    """Let all instances of this class of Keystone logins share what they got by the same words."""
+    log_in, forget = plugin.get_auth_ref, plugin.invalidate
+    known: dict[str, tuple[float, Any]] = {}
+
+    def get_auth_ref(self: Any, session: Any) -> Any:
+        key = self.get_cache_id()
+        if key not in known or time.monotonic() - known[key][0] > _LOGIN_KEPT:
+            known[key] = (time.monotonic(), log_in(self, session))
+        return known[key][1]
+
+    def invalidate(self: Any) -> Any:
+        known.pop(self.get_cache_id(), None)
+        return forget(self)
+
+    plugin.get_auth_ref, plugin.invalidate = get_auth_ref, invalidate
+
+
 def main() -> None:
     """Start both services; the process goes on until it is killed."""
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
@@ -48,6 +70,8 @@ def main() -> None:
     manager.EVENT_INTERVAL = 1
     for name in ("create_lease", "update_lease"):
         setattr(manager.ManagerService, name, _alone(getattr(manager.ManagerService, name)))
+    for plugin in (generic.Password, v3.Password):
+        _remember_logins(plugin)
     database.setup_db()
     notifier.init()
     launcher = service.launch(conf, manager.ManagerService(), restart_method="mutate")

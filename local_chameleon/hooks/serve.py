@@ -15,6 +15,9 @@ by ten threads at once failed with "database is locked", for two reasons:
 Keystone reads in many long transactions, which must not queue up behind each other, and says of each whether it will
 write: with LOCAL_CHAMELEON_BEGIN=told only those that will begin as writers.
 
+Also, only one thread at a time loads the policies: while one does, others would find no rule and refuse what they may
+allow, which happens to requests at a service's start.
+
 This module runs in the services' environment, never in this program's own.
 """
 
@@ -26,7 +29,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from oslo_db.sqlalchemy import enginefacade
-from sqlalchemy import event
+from oslo_policy import policy
+from sqlalchemy import event, orm
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
@@ -85,6 +89,17 @@ def _block(self: Any, mode: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
 
 enginefacade._TransactionContext._produce_block = _block
 
+_load_rules = policy.Enforcer.load_rules
+_loads_rules = threading.RLock()
+
+
+def _load_alone(self: Any, *args: Any, **kwargs: Any) -> None:
+    with _loads_rules:
+        _load_rules(self, *args, **kwargs)
+
+
+policy.Enforcer.load_rules = _load_alone
+
 event.listen(Engine, "connect", _connect)
 event.listen(Engine, "begin", _begin)
 event.listen(Engine, "commit", _end)
@@ -92,3 +107,6 @@ event.listen(Engine, "rollback", _end)
 event.listen(Pool, "checkin", _checkin)
 
 application = importlib.import_module(os.environ["LOCAL_CHAMELEON_APPLICATION"]).application
+# Neutron uses attributes of its models that SQLAlchemy makes no sooner than for the first query; a request that comes
+# before it would fail.
+orm.configure_mappers()
