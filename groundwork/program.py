@@ -23,12 +23,13 @@ def run_program(main: Callable[[], int]) -> NoReturn:
 def outcome(main: Callable[[], int]) -> int:
     """Run ``main`` and give its exit code, or that of the error it raised, which is told.
 
-    SIGINT, SIGTERM and SIGHUP become an Interrupted error in the main thread, so that every ``finally`` runs; one
-    that was ignored already (``nohup``) stays ignored.
+    Meanwhile SIGINT, SIGTERM and SIGHUP become an Interrupted error in the main thread, so that every ``finally`` runs;
+    one that was ignored already (``nohup``) stays ignored.
     """
     log_to_stderr(debug=os.environ.get("SAGE_DEBUG", "") not in ("", "0"))
-    for number in _SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
     try:
         code = main()
@@ -49,6 +50,9 @@ def outcome(main: Callable[[], int]) -> int:
             f"{error.filename or 'the system'}: {error.strerror or error}", hint="SAGE_DEBUG=1 shows where"
         )
         code = 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return code
 
 
