@@ -255,7 +255,8 @@ def obtain(
             return held if held is not None else _create(found, request, where, state)
         except SageError as problem:
             problems.append((where, problem))
-            note(f"{where}: {problem}")
+            if len(places) > 1:
+                note(f"{where}: {problem}")
     if not problems:
         raise InputError("no place to try", hint="name sites and node types")
     if len(problems) == 1:

@@ -28,11 +28,20 @@ class FakeSite:
         self.asked: list[tuple[str, Any]] = []
         self.current_project_id = "p1"
         self.config = SimpleNamespace(region_name=name, get_auth_args=lambda: auth or {})
-        self.session = SimpleNamespace(get_user_id=lambda: "u1")
-        for service in ("compute", "network", "reservation", "identity"):
+        self.session = SimpleNamespace(get_user_id=lambda: "u1", request=self.request)
+        for service in ("compute", "network", "identity"):
             setattr(self, service, SimpleNamespace(request=self.request))
 
-    def request(self, path: str, method: str, *, raise_exc: bool, json: Any = None, microversion: Any = None) -> Any:
+    def request(
+        self,
+        path: str,
+        method: str,
+        *,
+        raise_exc: bool,
+        json: Any = None,
+        microversion: Any = None,
+        endpoint_filter: Any = None,
+    ) -> Any:
         assert not raise_exc
         key = f"{method} {path}"
         self.asked.append((key, json))
