@@ -107,7 +107,8 @@ def _launch(
 
 def take_away(connection: "Connection", one: Server, *, state: Path) -> None:
     """Delete a node's server, and give back the floating IP that it has of the common pool."""
-    own = [ip.id for ip in address.list_all(connection) if ip.run is not None and ip.address == one.floating_ip]
+    ports = {str(port.get("id")) for port in address.ports_of(connection, one.id)}
+    own = [ip.id for ip in address.list_all(connection) if ip.run is not None and ip.port_id in ports]
     server.delete(connection, one.id, state=state)
     for address_id in own:
         address.release(connection, address_id, state)

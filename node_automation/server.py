@@ -170,6 +170,8 @@ def launch(
     :data:`node_automation.parallel.LAUNCHES` of a site are at work.
     """
     standing = find(connection, request.run, request.node)
+    if standing is not None:
+        note_standing(state, site.name, standing)
     server_id = standing.id if standing is not None else create(connection, site, request, state=state)
     return wait_active(
         connection,
@@ -211,6 +213,13 @@ def create(
     server_id = str(found["server"]["id"])
     ledger.change(state, entry.key, id=server_id)
     return server_id
+
+
+def note_standing(state: Path, site: str, server: Server) -> None:
+    """Give the ledger the id of a server that a run asked for and was killed before it knew it."""
+    for entry in ledger.open_entries(ledger.read(state), site=site, kind=Kind.SERVER):
+        if entry.id is None and (entry.run, entry.name) == (server.run, server.name):
+            ledger.change(state, entry.key, id=server.id)
 
 
 def wait_active(

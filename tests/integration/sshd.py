@@ -74,14 +74,14 @@ def program(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running(sshd: Path, authorized: str) -> Iterator[Node]:
-    """Start one with a fresh host key, and end it."""
+def running(sshd: Path, authorized: str, given: HostKey | None = None) -> Iterator[Node]:
+    """Start one with this host key, or with a fresh one, and end it."""
     folder = Path(tempfile.mkdtemp(prefix="sage-sshd-"))
     try:
         folder.chmod(0o755)
         shutil.copy(sshd, folder / "sshd")
         port = _free_port()
-        key = host_keys.make()
+        key = given or host_keys.make()
         for name in ("etc", "keys", "bin", "home"):
             (folder / name).mkdir()
         (folder / "home").chmod(0o777)
