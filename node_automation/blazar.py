@@ -58,6 +58,10 @@ class Expired(SiteError):
     """The lease is over, and nothing can be changed of it."""
 
 
+class Busy(SiteError):
+    """The lease is on its way from one state to the next, and takes no change meanwhile."""
+
+
 class Restricted(InputError):
     """The application credential may not make trusts, which Blazar needs for a lease."""
 
@@ -165,7 +169,7 @@ def update_lease(connection: "Connection", lease_id: str, changes: Mapping[str, 
 
 
 def delete_lease(connection: "Connection", lease_id: str) -> None:
-    """Ask for its end; servers and floating IPs that use it go with it.  Raises Gone where there is none."""
+    """Ask for its end; servers and floating IPs that use it go with it.  Raises Gone where there is none, and Busy."""
     try:
         api.ask(connection, Service.RESERVATION, "DELETE", f"/leases/{lease_id}")
     except Gone:
@@ -234,6 +238,8 @@ def explain(site: str, refused: Refused, *, restricted: bool = False) -> SageErr
         )
     if "allocation" in words or re.search(r"\bsus?\b", words):  # service units, in which Chameleon counts
         return Overspent(f"{site}: {said}", hint="the project's allocation on chameleoncloud.org is spent or over")
+    if "invalid lease status" in words or "while it is being started" in words:
+        return Busy(f"{site}: the lease is just being changed: {said}", hint="try again in a moment")
     if restricted:
         return Restricted(
             f"{site}: the application credential is restricted, and Blazar can't make a lease with it",

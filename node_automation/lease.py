@@ -5,6 +5,7 @@ What is asked for is a value; the body for Blazar, the order of tries and the ch
 A lease is in the ledger before it is asked for.
 """
 
+import contextlib
 import json
 import logging
 import threading
@@ -19,8 +20,8 @@ from chameleon_sites.sites import Site, SiteKind
 from groundwork.compat import StrEnum
 from groundwork.errors import InputError, SageError
 from node_automation import api, blazar, ledger, names
-from node_automation.api import Gone, Refused
-from node_automation.blazar import Lease, LeaseStatus, NameTaken, NoFloatingIP
+from node_automation.api import Gone
+from node_automation.blazar import Busy, Lease, LeaseStatus, NameTaken, NoFloatingIP
 from node_automation.ledger import Entry, Kind, Run
 from node_automation.waiting import Seen, wait_for
 
@@ -486,11 +487,8 @@ def give_back(
         return Seen(None, seen.status, False)
 
     def ask() -> None:
-        try:
+        with contextlib.suppress(Gone, Busy):  # one that is about to start is asked again
             blazar.delete_lease(connection, lease.id)
-        except Refused as refused:
-            if not isinstance(refused, Gone) and refused.code != 409:  # 409: it is about to start
-                raise
 
     ask()
     wait_for(f"{site}: the lease {lease.name} given back", look, deadline=deadline, tell=tell, stop=stop)
