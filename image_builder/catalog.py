@@ -238,6 +238,15 @@ def find(connection: "Connection", word: str) -> tuple[SiteImage, ...]:
     return tuple(image for image in found.values() if image.name == word)
 
 
+def with_digest(connection: "Connection", sha512: str) -> tuple[SiteImage, ...]:
+    """All images with data of this digest that this project sees, listed and hidden ones, whoever made them."""
+    query = {"os_hash_value": sha512, "limit": str(_PAGE)}
+    found = {
+        image.id: image for hidden in ("false", "true") for image in _pages(connection, {**query, "os_hidden": hidden})
+    }
+    return tuple(image for image in found.values() if (image.os_hash_algo, image.os_hash_value) == ("sha512", sha512))
+
+
 def is_paused(connection: "Connection") -> bool:
     """Whether this project paused the whole site: one of its images of ours tells so."""
     owner = str(connection.current_project_id)

@@ -227,19 +227,7 @@ class Machine:
 
     def offered_logins(self, user: str, timeout: float) -> list[str]:
         """The ways of authentication that the machine's ssh server offers to a user who shows nothing."""
-        import paramiko
-
-        with socket.create_connection(("127.0.0.1", self._ports[22]), timeout=timeout) as stream:
-            transport = paramiko.Transport(stream)
-            transport.banner_timeout = transport.auth_timeout = timeout
-            try:
-                transport.start_client(timeout=timeout)
-                transport.auth_none(user)
-            except paramiko.BadAuthenticationType as error:
-                return list(error.allowed_types)
-            finally:
-                transport.close()
-        return ["none"]
+        return offered_logins(("127.0.0.1", self._ports[22]), user, timeout)
 
     def takes_key_of(self, user: str, timeout: float) -> bool:
         """Whether ``user`` may log in with the key."""
@@ -301,6 +289,23 @@ class Machine:
         self.check_emulator()
         if self._child.poll() is not None:
             raise MachineError("the machine switched itself off", self.console_tail())
+
+
+def offered_logins(place: tuple[str, int], user: str, timeout: float) -> list[str]:
+    """The ways of authentication that the ssh server at an address and port offers to a user who shows nothing."""
+    import paramiko
+
+    with socket.create_connection(place, timeout=timeout) as stream:
+        transport = paramiko.Transport(stream)
+        transport.banner_timeout = transport.auth_timeout = timeout
+        try:
+            transport.start_client(timeout=timeout)
+            transport.auth_none(user)
+        except paramiko.BadAuthenticationType as error:
+            return list(error.allowed_types)
+        finally:
+            transport.close()
+    return ["none"]
 
 
 @contextmanager

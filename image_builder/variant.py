@@ -70,13 +70,15 @@ class Check:
 
     Either ``run``, a bash script (``-euo pipefail``) that must exit with 0 within ``timeout`` seconds when ``cc``
     runs it in the booted image, or a ``probe`` from outside.  The script finds in its environment ``SAGE_MACHINE``
-    (``bare-metal`` or ``virtual``), ``SAGE_FIRMWARE`` (``bios`` or ``uefi``) and the variant's settings.
+    (``bare-metal`` or ``virtual``), ``SAGE_FIRMWARE`` (``bios`` or ``uefi``) and the variant's settings.  One that is
+    ``emulated`` asks for what only the site has that is played around an emulated machine.
     """
 
     name: str
     run: str | None
     probe: Probe | None
     timeout: float
+    emulated: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ _CHECK = {
         "run": {"type": "string", "description": "a bash script that exits with 0 when the promise is kept"},
         "probe": {"enum": [str(probe) for probe in Probe]},
         "timeout": {"type": "number", "exclusiveMinimum": 0, "maximum": 3600, "description": "seconds"},
+        "emulated": {"type": "boolean", "description": "whether it holds in an emulated machine alone"},
     },
 }
 _BUDGET = {"type": "integer", "minimum": 1, "maximum": 1 << 20}
@@ -303,6 +306,7 @@ def _merge(name: str, chain: Sequence[Document]) -> Variant:
                 run=row.get("run"),
                 probe=Probe(row["probe"]) if "probe" in row else None,
                 timeout=float(row.get("timeout", _DEFAULT_TIMEOUT)),
+                emulated=row.get("emulated", False),
             )
         for position, row in enumerate(data.get("sources", [])):
             source = _source(document, position, row)

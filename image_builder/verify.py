@@ -169,12 +169,20 @@ def make_check(guest: Machine, connection: Any, check: Check, settings: Mapping[
 
     ``connection`` is a fabric.Connection.  A script that is not done within its time is stopped.
     """
-    from invoke.exceptions import CommandTimedOut
-
     if check.probe is not None:
         return probes.make(check.probe, guest, connection, check.timeout)
-    assert check.run is not None
     known = {"SAGE_MACHINE": guest.site.guise, "SAGE_FIRMWARE": guest.firmware, **settings}
+    return run_script(connection, check, known)
+
+
+def run_script(connection: Any, check: Check, known: Mapping[str, str]) -> tuple[bool, str]:
+    """Run a check's script in any machine that ``cc`` is logged in to: whether it passed, and what it printed.
+
+    ``known``: what the script finds in its environment.
+    """
+    from invoke.exceptions import CommandTimedOut
+
+    assert check.run is not None
     words = [f"{name}={shlex.quote(value)}" for name, value in known.items()]
     words += ["timeout", f"--kill-after={_KILL_AFTER}", f"{check.timeout:g}"]
     words += ["bash", "--norc", "-euo", "pipefail", "-c", shlex.quote(_PREAMBLE + check.run)]

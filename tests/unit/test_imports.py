@@ -24,6 +24,7 @@ PURE = (
     "image_builder/rotation.py",
     "image_builder/recipe.py",
     "image_builder/variant.py",
+    "node_automation/plan.py",
     "virtual_waggle/broker.py",
     "virtual_waggle/beehive/query.py",
     "virtual_waggle/compose.py",
