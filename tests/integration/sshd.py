@@ -24,11 +24,12 @@ set -eu
 mount -t tmpfs tmpfs /run
 mkdir -m 755 /run/sshd
 for name in passwd shadow group sudoers; do mount --bind "$1/etc/$name" "/etc/$name"; done
+if [ -e /etc/ssh ]; then mount --bind "$1/keys" /etc/ssh; fi
 exec "$1/sshd" -D -e -f "$1/sshd_config"
 """
 _CONFIG = """\
 Port {port}
-ListenAddress 127.0.0.1
+ListenAddress {address}
 HostKey {folder}/keys/ssh_host_ed25519_key
 AuthorizedKeysFile {folder}/authorized_keys
 PidFile {folder}/pid
@@ -74,13 +75,15 @@ def program(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running(sshd: Path, authorized: str, given: HostKey | None = None) -> Iterator[Node]:
+def running(
+    sshd: Path, authorized: str, given: HostKey | None = None, *, address: str = "127.0.0.1", port: int | None = None
+) -> Iterator[Node]:
     """Start one with this host key, or with a fresh one, and end it."""
     folder = Path(tempfile.mkdtemp(prefix="sage-sshd-"))
     try:
         folder.chmod(0o755)
         shutil.copy(sshd, folder / "sshd")
-        port = _free_port()
+        port = port or _free_port()
         key = given or host_keys.make()
         for name in ("etc", "keys", "bin", "home"):
             (folder / name).mkdir()
@@ -89,7 +92,7 @@ def running(sshd: Path, authorized: str, given: HostKey | None = None) -> Iterat
         private.write_text(key.private)
         private.chmod(0o600)
         private.with_suffix(".pub").write_text(f"{key.public}\n")
-        (folder / "sshd_config").write_text(_CONFIG.format(port=port, folder=folder))
+        (folder / "sshd_config").write_text(_CONFIG.format(port=port, address=address, folder=folder))
         root, nobody = "root:x:0:0::/root:/bin/bash", "sshd:x:33333:33333::/run/sshd:/usr/sbin/nologin"
         (folder / "etc/passwd").write_text(f"{root}\n{nobody}\ncc:x:1000:1000::{folder}/home:/bin/bash\n")
         (folder / "etc/shadow").write_text("root:*:1::::::\nsshd:*:1::::::\ncc:*:1::::::\n")
@@ -99,7 +102,8 @@ def running(sshd: Path, authorized: str, given: HostKey | None = None) -> Iterat
         sudoers.chmod(0o440)
         for name in ("cloud-init", "systemctl"):
             stand_in = folder / "bin" / name
-            stand_in.write_text(f"#!/bin/sh\ncat {stand_in}.txt\n")
+            restart = f'if [ "$1" = restart ]; then kill -HUP "$(cat {folder}/pid)"; fi'
+            stand_in.write_text(f"#!/bin/sh\n{restart}\ncat {stand_in}.txt\n")
             stand_in.chmod(0o755)
         node = Node(folder, port, key, Place(f"{folder}/keys", f"kill -HUP $(cat {folder}/pid)"))
         node.let_in(authorized)
@@ -111,7 +115,7 @@ def running(sshd: Path, authorized: str, given: HostKey | None = None) -> Iterat
             command = [*privilege.namespaces(way), "sh", "-c", _START, "sh", folder]
             server = process.start(command, stdout=log, stderr=log)
         try:
-            _wait_for(port, folder)
+            _wait_for(address, port, folder)
             yield node
         finally:
             process.stop(server)
@@ -119,9 +123,9 @@ def running(sshd: Path, authorized: str, given: HostKey | None = None) -> Iterat
         shutil.rmtree(folder)
 
 
-def _wait_for(port: int, folder: Path) -> None:
+def _wait_for(address: str, port: int, folder: Path) -> None:
     for _ in process.poll_until(20.0, 0.05):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=1):
             return
     raise RuntimeError(f"sshd does not start: {(folder / 'log').read_text()}")
 

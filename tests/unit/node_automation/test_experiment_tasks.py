@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tasks of experiments, as Fabric reads their words."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from groundwork.errors import InputError
 from node_automation import experiment_tasks
 from node_automation.experiment_tasks import namespace
 
-CONTEXTS = namespace.to_contexts()  # once, for invoke takes the explanations away as it reads them
+CONTEXTS = copy.deepcopy(namespace).to_contexts()  # invoke takes the explanations away as it reads them
 
 
 def parsed(*words: str) -> dict[str, Any]:

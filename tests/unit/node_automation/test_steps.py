@@ -51,21 +51,24 @@ def test_what_fails_stops_what_comes_after_it_alone(progress: Progress) -> None:
 
 
 def test_of_a_kind_only_so_many_go_on_at_a_site(progress: Progress) -> None:
+    sites = ("CHI@UC", "CHI@TACC")
     lock = threading.Lock()
-    now: dict[str, int] = {"CHI@UC": 0, "CHI@TACC": 0}
-    most = dict(now)
+    now = dict.fromkeys(sites, 0)
+    most = dict.fromkeys(sites, 0)
+    together = {site: threading.Barrier(3) for site in sites}  # each goes on when three of its site have come
 
     def act(one: Step) -> None:
         with lock:
             now[one.site] += 1
             most[one.site] = max(most[one.site], now[one.site])
-        time.sleep(0.01)
+        together[one.site].wait(30)
         with lock:
             now[one.site] -= 1
 
-    plan = [step(f"{site} {n}", kind=StepKind.LAUNCH, site=site) for n in range(8) for site in now]
-    steps.carry_out(plan, act, progress, at_once={StepKind.LAUNCH: 3}, stop=threading.Event())
-    assert most == {"CHI@UC": 3, "CHI@TACC": 3}
+    plan = [step(f"{site} {n}", kind=StepKind.LAUNCH, site=site) for n in range(9) for site in sites]
+    ended = steps.carry_out(plan, act, progress, at_once={StepKind.LAUNCH: 3}, stop=threading.Event())
+    assert not any(row.problem for row in ended)
+    assert set(most.values()) == {3}
 
 
 def test_an_error_that_changes_the_plan_begins_nothing_more_and_is_raised_at_the_end(progress: Progress) -> None:
