@@ -10,10 +10,8 @@ import datetime
 import json
 import os
 import secrets
-import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +19,7 @@ import yaml
 
 from groundwork import console, files, process, products
 from groundwork.errors import InputError, SageError, unknown
-from local_chameleon import configuration, environment, furnish, keystone, nova, profiles, seed, services
+from local_chameleon import configuration, environment, furnish, kept, keystone, profiles, seed, services
 from local_chameleon.catalog import SERVICES
 from local_chameleon.profiles import PROFILES, Profile
 from local_chameleon.services import Running, Service
@@ -183,21 +181,22 @@ def _settle(config: Config, env: Path) -> _Record:
     record = _Record(config.profile, config.port or profiles.DEFAULT_PORT, env.name)
     files.make_folder(config.state_dir).chmod(0o700)
     _write(config.state_dir, record)
-    names = ("admin", *sorted(SERVICES[kind].USER for kind in PROFILES[config.profile].services))
-    passwords = {name: secrets.token_hex(24) for name in names}
-    files.write_text(config.state_dir / "secrets.json", json.dumps(passwords) + "\n", mode=0o600)
+    profile = PROFILES[config.profile]
+    filled = kept.filled(env, profile)
+    names = ("admin", *sorted(SERVICES[kind].USER for kind in profile.services))
+    passwords = kept.passwords(filled) if filled else {name: secrets.token_hex(24) for name in names}
+    files.write_text(config.state_dir / kept.SECRETS, json.dumps(passwords) + "\n", mode=0o600)
     return record
 
 
 def _passwords(state_dir: Path) -> dict[str, str]:
     try:
-        found: dict[str, str] = json.loads((state_dir / "secrets.json").read_text())
+        return kept.passwords(state_dir)
     except (OSError, ValueError) as error:
         raise SageError(
-            f"the passwords in {state_dir}/secrets.json can't be read: {error}",
+            f"the passwords in {state_dir}/{kept.SECRETS} can't be read: {error}",
             hint="make a new Chameleon: local-chameleon down --purge, then up",
         ) from None
-    return found
 
 
 def _configure(state_dir: Path, env: Path, record: _Record, *, allow_public: bool) -> list[Service]:
@@ -207,7 +206,7 @@ def _configure(state_dir: Path, env: Path, record: _Record, *, allow_public: boo
     profile = PROFILES[record.profile]
     for region, kind in _regional(profile):
         SERVICES[kind].configure(
-            files.make_folder(_folder(state_dir, region, kind)),
+            files.make_folder(kept.folder(state_dir, region, kind)),
             env,
             keystone_port=record.port,
             port=profiles.service_port(record.port, profile, region, kind),
@@ -224,7 +223,7 @@ def _services(state_dir: Path, record: _Record) -> list[Service]:
         keystone.service(state_dir / keystone.NAME, record.port),
         *(
             SERVICES[kind].service(
-                _folder(state_dir, region, kind), profiles.service_port(record.port, profile, region, kind), region
+                kept.folder(state_dir, region, kind), profiles.service_port(record.port, profile, region, kind), region
             )
             for region, kind in _regional(profile)
         ),
@@ -234,10 +233,6 @@ def _services(state_dir: Path, record: _Record) -> list[Service]:
 def _regional(profile: Profile) -> list[tuple[str, str]]:
     """Region and service type of each service but Keystone."""
     return [(region, kind) for kind in profile.services for region in profile.regions]
-
-
-def _folder(state_dir: Path, region: str, kind: str) -> Path:
-    return state_dir / f"{SERVICES[kind].USER}-{profiles.slug(region)}"
 
 
 def _healthy(wanted: list[Service], running: list[Running], env: Path) -> list[Running]:
@@ -256,38 +251,52 @@ def _healthy(wanted: list[Service], running: list[Running], env: Path) -> list[R
 
 def _bring_up(state_dir: Path, env: Path, record: _Record, profile: Profile, missing: list[Service]) -> None:
     passwords = _passwords(state_dir)
+    empty = False
     if not record.complete:
         with console.stage("making the databases"):
-            _make_databases(state_dir, env, profile, record.port, passwords["admin"])
+            empty = _make_databases(state_dir, env, profile, record.port, passwords)
     elif record.environment != env.name:
         with console.stage("bringing the databases to the services' new version"):
             keystone.sync_database(state_dir / keystone.NAME, env)
             for region, kind in _regional(profile):
-                SERVICES[kind].sync_databases(_folder(state_dir, region, kind), env)
+                SERVICES[kind].sync_databases(kept.folder(state_dir, region, kind), env)
     first, *later = _ranks(missing)
     with console.stage(f"starting {_names(first)}") as stage:
         started = {service.name: services.start(service, env) for service in first}
-        for service in first:  # Keystone is the first, and what the others' probes need
-            stage.detail(f"waiting for {service.name}")
-            if service.name == keystone.NAME or record.complete:
-                services.wait_ready(service, started[service.name])
-    if not record.complete:
+        # Keystone is the first, and what the others' probes need
+        _wait_all(stage, [one for one in first if one.name == keystone.NAME or not empty], started)
+    if empty:
         with console.stage("filling Keystone: regions, projects, users"):
             credentials = seed.seed(
                 record.port, profile, admin_password=passwords["admin"], service_passwords=passwords
             )
             document = seed.clouds(record.port, profile, admin_password=passwords["admin"], credentials=credentials)
-            files.write_text(state_dir / "clouds.yaml", yaml.safe_dump(document, sort_keys=False), mode=0o600)
+            files.write_text(state_dir / kept.CLOUDS, yaml.safe_dump(document, sort_keys=False), mode=0o600)
         with console.stage("waiting for them to answer") as stage:
             _wait_all(stage, first, started)
     for rank in later:
         with console.stage(f"starting {_names(rank)}") as stage:
             _wait_all(stage, rank, {service.name: services.start(service, env) for service in rank})
-    if not record.complete and profile.lends:
-        with console.stage("filling the regions: networks, flavors, hosts, floating IPs"):
+    if empty and profile.lends:
+        with console.stage("filling the regions: networks, flavors, hosts, floating IPs (once)"):
             furnish.furnish(record.port, profile, admin_password=passwords["admin"])
+            kept.keep_filled(state_dir, env, profile, record.port)
     if not record.complete or record.environment != env.name:
         _write(state_dir, replace(record, environment=env.name, complete=True))
+
+
+def _make_databases(state_dir: Path, env: Path, profile: Profile, port: int, passwords: Mapping[str, str]) -> bool:
+    """Make the databases; gives whether they are empty."""
+    keystone_folder = state_dir / keystone.NAME
+    keystone.make_keys(keystone_folder)
+    filled = kept.filled(env, profile)
+    # Another Chameleon may have been filled since this one's passwords were made.
+    if filled and kept.passwords(filled) == passwords:
+        kept.take_filled(state_dir, filled, profile, port)
+        return False
+    kept.take_empty(state_dir, env, profile)
+    keystone.bootstrap(keystone_folder, env, port, profile.regions[0], passwords["admin"])
+    return True
 
 
 def _ranks(every: list[Service]) -> list[list[Service]]:
@@ -303,56 +312,6 @@ def _wait_all(stage: console.Stage, every: list[Service], started: Mapping[str, 
     for service in every:
         stage.detail(f"waiting for {service.name}")
         services.wait_ready(service, started[service.name])
-
-
-def _make_databases(state_dir: Path, env: Path, profile: Profile, port: int, admin_password: str) -> None:
-    """Each service's databases are made once, and kept empty with the programs that made them: all that follows takes
-    less time than to make them."""
-    keystone_folder = state_dir / keystone.NAME
-    model = {kind: _folder(state_dir, profile.regions[0], kind) for kind in profile.services}
-    with ThreadPoolExecutor(len(model) + 1) as pool:
-        jobs = [pool.submit(keystone.sync_database, keystone_folder, env)] if not _kept(env, keystone.DATABASES) else []
-        jobs += [
-            pool.submit(SERVICES[kind].sync_databases, folder, env)
-            for kind, folder in model.items()
-            if not _kept(env, SERVICES[kind].DATABASES)
-        ]
-        try:
-            for job in jobs:
-                job.result()
-        except BaseException:
-            process.stop_all()
-            raise
-    for folder, names in [
-        (keystone_folder, keystone.DATABASES),
-        *((folder, SERVICES[kind].DATABASES) for kind, folder in model.items()),
-    ]:
-        if not _kept(env, names):
-            for name in names:
-                _copy(folder / name, env / name)
-    for name in keystone.DATABASES:
-        _take(env / name, keystone_folder)
-    for region, kind in _regional(profile):
-        for name in SERVICES[kind].DATABASES:
-            _take(env / name, _folder(state_dir, region, kind))
-        if kind == "compute":
-            nova.map_cells(_folder(state_dir, region, kind))
-    keystone.make_keys(keystone_folder)
-    keystone.bootstrap(keystone_folder, env, port, profile.regions[0], admin_password)
-
-
-def _kept(env: Path, names: Iterable[str]) -> bool:
-    return all((env / name).exists() for name in names)
-
-
-def _take(kept: Path, folder: Path) -> None:
-    _copy(kept, folder / kept.name)
-    configuration.prepare_database(folder / kept.name)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with files.writing(target, mode=0o600) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 def _stop_all(state_dir: Path) -> list[str]:
@@ -386,7 +345,7 @@ def _look(state_dir: Path, record: _Record) -> State:
         up=record.complete and all(one.works for one in states),
         profile=record.profile,
         state_dir=state_dir,
-        clouds_yaml=state_dir / "clouds.yaml",
+        clouds_yaml=state_dir / kept.CLOUDS,
         endpoints={
             region: {
                 "identity": profiles.keystone_url(record.port),

@@ -111,12 +111,17 @@ def map_cells(folder: Path) -> None:
     """Tell the API's database where the two cells' databases are."""
     cells = ((_CELL0_ID, "cell0", _CELL0), (str(uuid.uuid4()), "cell1", _CELL1))
     with contextlib.closing(sqlite3.connect(folder / _API)) as connection, connection:
-        connection.execute("DELETE FROM cell_mappings")
-        connection.executemany(
-            "INSERT INTO cell_mappings (uuid, name, transport_url, database_connection, disabled)"
-            " VALUES (?, ?, 'fake://', ?, 0)",
-            [(identity, name, configuration.database_url(folder / database)) for identity, name, database in cells],
-        )
+        known = {name for (name,) in connection.execute("SELECT name FROM cell_mappings")}
+        for identity, name, database in cells:
+            url = configuration.database_url(folder / database)
+            if name in known:
+                connection.execute("UPDATE cell_mappings SET database_connection = ? WHERE name = ?", (url, name))
+            else:
+                connection.execute(
+                    "INSERT INTO cell_mappings (uuid, name, transport_url, database_connection, disabled)"
+                    " VALUES (?, ?, 'fake://', ?, 0)",
+                    (identity, name, url),
+                )
 
 
 def _manage(folder: Path, environment: Path, *words: str) -> None:

@@ -201,7 +201,11 @@ def test_cells_lie_where_the_state_lies(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "nova_api.db")) as connection:
         connection.execute("CREATE TABLE cell_mappings (uuid, name, transport_url, database_connection, disabled)")
         nova.map_cells(tmp_path)
+        made = connection.execute("SELECT uuid, name FROM cell_mappings").fetchall()
+        connection.execute("UPDATE cell_mappings SET database_connection = 'sqlite:////elsewhere'")
+        connection.commit()
         nova.map_cells(tmp_path)
+        assert connection.execute("SELECT uuid, name FROM cell_mappings").fetchall() == made
         rows = connection.execute("SELECT name, database_connection FROM cell_mappings ORDER BY name").fetchall()
     assert rows == [(name, f"sqlite:///{tmp_path}/nova_{name}.db?timeout=30") for name in ("cell0", "cell1")]
 
