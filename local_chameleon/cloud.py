@@ -167,7 +167,8 @@ def _settle(config: Config, env: Path) -> _Record:
         if record.profile != config.profile:
             raise InputError(
                 f"the Chameleon in {config.state_dir} has the profile {record.profile!r}",
-                hint="local-chameleon down --purge removes it; or name another folder with --state-dir",
+                hint=f"give --profile {record.profile}; or remove it with local-chameleon down --purge; or name another"
+                " folder with --state-dir",
             )
         if config.port not in (None, record.port):
             raise InputError(
@@ -305,7 +306,11 @@ def _ranks(every: list[Service]) -> list[list[Service]]:
 
 
 def _names(every: list[Service]) -> str:
-    return files.join_names([service.name for service in every])
+    names = [service.name for service in every]
+    if len(names) <= 4:
+        return files.join_names(names)
+    kinds = list(dict.fromkeys(name.partition("-")[0] for name in names))
+    return f"{len(names)} services: {files.join_names(kinds)}"
 
 
 def _wait_all(stage: console.Stage, every: list[Service], started: Mapping[str, "subprocess.Popen[bytes]"]) -> None:

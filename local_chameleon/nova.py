@@ -42,6 +42,7 @@ def configure(folder: Path, environment: Path, *, keystone_port: int, port: int,
             "osapi_compute_workers": 1,
             "report_interval": 10,
             "periodic_fuzzy_delay": 0,
+            "update_resources_interval": 600,  # seconds; the hosts never change
             # No agent tells that a port is plugged.
             "vif_plugging_is_fatal": "false",
             "vif_plugging_timeout": 0,

@@ -78,6 +78,8 @@ def test_services_are_started_once_those_that_they_need_work(config: Config) -> 
     ranks = [{one.name.partition("-")[0] for one in rank} for rank in cloud._ranks(every)]
     assert ranks == [{"keystone", "glance", "placement", "neutron"}, {"nova"}, {"blazar"}]
     assert [one.name for one in cloud._ranks(every[-1:])[0]] == ["blazar-kvm_tacc"]
+    assert cloud._names(cloud._ranks(every)[0]) == "10 services: keystone, glance, placement and neutron"
+    assert cloud._names(cloud._ranks(every)[1]) == "nova-chi_uc, nova-chi_tacc and nova-kvm_tacc"
 
 
 def test_a_broken_record_is_told(config: Config) -> None:
