@@ -439,16 +439,10 @@ def extend(connection: "Connection", leases: Sequence[Lease], until: datetime, *
         if until <= ledger.read_time(lease.ends_at):
             raise InputError(f"the lease {lease.name} already runs until {lease.ends_at}")
         try:
+            raise_if_failed(api.site_of(connection), lease)
             changed = blazar.update_lease(connection, lease.id, {"end_date": _minute(until)})
-        except NoFloatingIP as problem:
-            also = "; its nodes are not extended either, for one lease holds both" if part is Part.BOTH else ""
-            results.append(_not_extended(lease, Part.FLOATING_IPS, f"{problem}{also}", problem))
-        except (blazar.Full, blazar.Overspent, blazar.Expired) as problem:
-            also = "; its floating IPs are not extended either" if part is Part.BOTH else ""
-            which = Part.NODES if part is Part.BOTH else part
-            results.append(_not_extended(lease, which, f"{problem}{also}", problem))
         except SageError as problem:
-            results.append(_not_extended(lease, part, str(problem), problem))
+            results.append(_not_extended(connection, lease, part, problem))
         else:
             if lease.id in known:
                 ledger.change(state, known[lease.id].key, ends_at=changed.ends_at)
@@ -456,7 +450,18 @@ def extend(connection: "Connection", leases: Sequence[Lease], until: datetime, *
     return tuple(results)
 
 
-def _not_extended(lease: Lease, part: Part, text: str, problem: SageError) -> Extension:
+def _not_extended(connection: "Connection", lease: Lease, part: Part, problem: SageError) -> Extension:
+    """What is told of a lease that could not be extended, and which part of it was the reason."""
+    text = str(problem)
+    if part is Part.BOTH and isinstance(problem, NoFloatingIP):
+        part, text = Part.FLOATING_IPS, f"{text}; its nodes are not extended either, for one lease holds both"
+    elif part is Part.BOTH and isinstance(problem, blazar.Full):
+        part, text = Part.NODES, f"{text}; its floating IPs are not extended either, for one lease holds both"
+    with contextlib.suppress(SageError):
+        # Blazar 15 puts a lease in ERROR for some refusals, that of a floating IP among them.
+        after = blazar.get_lease(connection, lease.id)
+        if after.status == LeaseStatus.ERROR and lease.status != LeaseStatus.ERROR:
+            text += f"; the site has put the lease in ERROR by it: its nodes run until {after.ends_at}"
     return Extension(lease.id, lease.name, part, lease.ends_at, text, problem.hint or "")
 
 

@@ -23,6 +23,7 @@ from groundwork.errors import InputError, SageError
 TAG = "sage_run"  # a server's metadata key; a floating IP's tag begins with it, and '='
 PREFIX = "sage-"  # of names of all that is made here, where there are no tags
 _WAIT = 30.0  # seconds for another run to write
+_LONGEST_LEASE = 76  # letters of a lease's name: Blazar keeps 80, and one of floating IPs has four more
 _KEPT = timedelta(days=90)  # how long what was released is remembered
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")  # an experiment's; part of host names and of leases' names
 _RUN_ID = re.compile(r"[0-9a-f]{8}")
@@ -145,8 +146,15 @@ def new_entry(
 
 
 def lease_name(run: Run, site_slug: str, part: str = "") -> str:
-    """The name of a run's lease at a site; ``part`` tells several of one site apart (a node type)."""
-    return f"{PREFIX}{run.experiment}-{site_slug}-{run.id}" + (f"-{part}" if part else "")
+    """The name of a run's lease at a site; ``part`` tells several of one site apart (a node type).
+
+    A part that is too long for Blazar is told by its first letters and a digest.
+    """
+    name = f"{PREFIX}{run.experiment}-{site_slug}-{run.id}"
+    room = _LONGEST_LEASE - len(name) - 1
+    if len(part) > room:
+        part = f"{part[: room - 5]}-{files.digest_text(part)[:4]}"
+    return f"{name}-{part}" if part else name
 
 
 def run_of_lease(name: str, site_slug: str) -> Run | None:

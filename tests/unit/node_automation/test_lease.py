@@ -346,7 +346,8 @@ def test_a_wait_ends_with_its_reason() -> None:
 
 
 def extend(state: Path, answer: Any, **row: Any) -> leases.Extension:
-    connection: Any = FakeSite({"PUT /leases/l1": answer})
+    after = {"lease": lease_row(status=row.pop("after", "ACTIVE"))}
+    connection: Any = FakeSite({"PUT /leases/l1": answer, "GET /leases/l1": after})
     until = datetime(2099, 1, 3, 10, 0, tzinfo=timezone.utc)
     (found,) = leases.extend(connection, [blazar.read_lease(lease_row(**row))], until, state=state)
     return found
@@ -372,9 +373,19 @@ def test_the_part_that_can_not_be_extended_is_named(tmp_path: Path) -> None:
     assert "either" not in alone.problem
 
 
+def test_a_lease_that_is_in_error_by_its_extension_is_told(tmp_path: Path) -> None:
+    taken = extend(tmp_path, blazar_error(400, "Not enough floating IPs available"), floating_ips=1, after="ERROR")
+    assert "has put the lease in ERROR" in taken.problem
+
+
+def test_a_lease_that_is_over_is_not_asked_for(tmp_path: Path) -> None:
+    assert "is over" in extend(tmp_path, {"lease": lease_row()}, status="TERMINATED").problem
+
+
 def test_each_part_is_extended_for_itself_where_they_are_apart(tmp_path: Path) -> None:
     ips = lease_row("sage-bees-chi_uc-0123abcd-ips", lease_id="l2", nodes=0, floating_ips=1)
-    connection: Any = FakeSite({"PUT /leases/l1": {"lease": lease_row()}, "PUT /leases/l2": FULL})
+    answers = {"PUT /leases/l1": {"lease": lease_row()}, "PUT /leases/l2": FULL, "GET /leases/l2": {"lease": ips}}
+    connection: Any = FakeSite(answers)
     both = leases.with_addresses(map(blazar.read_lease, [lease_row(), ips]), blazar.read_lease(lease_row()))
     done = leases.extend(connection, both, datetime(2099, 1, 3, tzinfo=timezone.utc), state=tmp_path)
     assert [(one.part, bool(one.problem)) for one in done] == [(Part.NODES, False), (Part.FLOATING_IPS, True)]

@@ -120,6 +120,13 @@ def test_names_and_tags_tell_whose_they_are(experiment: str, part: str) -> None:
     assert ledger.run_of_tag(str(run)) == run
 
 
+def test_a_lease_s_name_is_not_too_long_for_blazar() -> None:
+    run = ledger.new_run("x" * 40)
+    names = {ledger.lease_name(run, "chi_tacc", f"compute_cascadelake_r_{number}") for number in range(9)}
+    assert len(names) == 9
+    assert all(len(f"{name}-ips") <= 80 and ledger.run_of_lease(name, "chi_tacc") == run for name in names)
+
+
 @pytest.mark.parametrize("name", ["sage-image", "my-lease", "sage--chi_uc-0123abcd", "sage-bees-chi_uc-1234567"])
 def test_a_stranger_s_name_is_nobody_s(name: str) -> None:
     assert ledger.run_of_lease(name, "chi_uc") is None
