@@ -113,7 +113,7 @@ class _Work:
     addresses: dict[str, str] = field(default_factory=dict)
     targets: dict[str, Target] = field(default_factory=dict)
     shells: "dict[str, Shell]" = field(default_factory=dict)
-    one_lease: dict[str, threading.Lock] = field(default_factory=dict)
+    making_group: dict[str, threading.Lock] = field(default_factory=dict)  # by site
 
     def connection(self, site: str) -> "Connection":
         found = self.connections[site]
@@ -373,7 +373,7 @@ def _launch(work: _Work, step: Step) -> None:
     group = None
     if site.kind is SiteKind.KVM:  # they let nothing in by default
         ports = {port for one in work.experiment.groups for port in one.role.ports}
-        with work.one_lease.setdefault(node.site, threading.Lock()):
+        with work.making_group.setdefault(node.site, threading.Lock()):
             group = server.open_security_group(connection, work.run, ports, state=work.options.state)
     request = ServerRequest(
         run=work.run,
@@ -518,7 +518,7 @@ _ACTS: dict[StepKind, Callable[[_Work, Step], None]] = {
 def _values(work: _Work, node: NodePlan) -> dict[str, str]:
     standing = {
         name: (work.plan.node(name).site, dataclasses.replace(one, floating_ip=work.addresses.get(name)))
-        for name, one in work.servers.items()
+        for name, one in list(work.servers.items())  # other threads add to it
     }
     return values_of(work.experiment, Node(node.name, node.role, node.number), node.site, standing)
 
