@@ -4,11 +4,13 @@
 Each ends with the project's exit codes: 0 done, 1 failed, 2 wrong input, 3 some sites failed.
 """
 
+import contextlib
 import dataclasses
 import functools
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fabric import task
@@ -374,7 +376,8 @@ def node_ssh(context: Any, node: str, site: str = "", user: str = ssh.USER, addr
     session = open_session(words(site))
     where, one = _find_node(session, node)
     target = _reached(session, where, one, user, address)
-    path = ssh.write_files(session.state, f"login-{one.id}", [target])
+    nodes = server.list_ours(session.connection(where.name))
+    path = _write_ssh_files(session, where, nodes, session.identity()[0], known=target)
     return ssh.interactive(target, path)
 
 
@@ -695,15 +698,16 @@ def _with_group(request: ServerRequest, group: str | None) -> ServerRequest:
     return dataclasses.replace(request, security_group=group)
 
 
-def _write_ssh_files(session: Session, where: Site, nodes: Iterable[Server], key: Any) -> None:
-    targets = []
+def _write_ssh_files(
+    session: Session, where: Site, nodes: Iterable[Server], key: Path, *, known: Target | None = None
+) -> Path:
+    """Write the ssh files for a site's nodes; ``known``: one that is reached otherwise than the site tells."""
+    targets = [known] if known is not None else []
     for one in nodes:
-        if one.floating_ip is not None and one.status != "ERROR":
-            try:
+        if one.floating_ip is not None and one.status != "ERROR" and (known is None or one.id != known.server_id):
+            with contextlib.suppress(InputError):  # not launched by this program
                 targets.append(ssh.target_of(one, key))
-            except InputError:
-                continue  # not launched by this program
-    ssh.write_files(session.state, where.slug, targets)
+    return ssh.write_files(session.state, where.slug, targets)
 
 
 def _tell_leases(found: Mapping[str, Sequence[Lease]], entries: Sequence[ledger.Entry]) -> None:

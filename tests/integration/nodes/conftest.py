@@ -36,7 +36,7 @@ class User:
         held = leases.obtain(request, places, {self.site.name: self.connection}, state=self.state, reuse=False)
         for lease in (held.lease, held.addresses):
             if lease is not None:
-                leases.wait_active(self.connection, lease.id, deadline=60.0)
+                leases.wait_active(self.connection, lease.id)
         return held
 
     def lease_later(self, node_type: str, starts_at: datetime, **more: Any) -> Held:

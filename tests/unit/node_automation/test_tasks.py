@@ -13,9 +13,10 @@ from invoke.exceptions import Exit
 from chameleon_sites.cloud import SiteUnreachable
 from groundwork import console, process
 from groundwork.process import ProcessError
-from node_automation import ledger, reminder, tasks
+from node_automation import ledger, reach, reminder, ssh, tasks
 from node_automation.ledger import Kind
 from node_automation.session import Session
+from node_automation.ssh import Target
 from tests.unit.node_automation.site import RUN, TACC, UC, FakeSite, lease_row, server_row
 
 NAMES = tasks.namespace.task_names
@@ -134,6 +135,25 @@ def test_a_dry_run_of_garbage_collection_changes_nothing(
     things = json.loads(capsys.readouterr().out)["things"]
     assert [(row["kind"], row["state"]) for row in things] == [("server", "would go"), ("lease", "would go")]
     assert all(asked.startswith("GET") for asked, _ in site.asked)
+
+
+def test_ssh_is_given_a_file_that_knows_the_node_where_it_is(
+    sites: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites["CHI@UC"] = FakeSite({"GET /servers/detail": {"servers": [server_row(), server_row("bees-waggle-2")]}})
+    here = Target("bees-waggle-1", "id-bees-waggle-1", "10.0.0.9", ("ssh-ed25519 OWN",))
+    monkeypatch.setattr(reach, "reach", lambda *words, **more: here)
+    given: list[str] = []
+
+    def take_over(target: Target, config: Path) -> int:
+        given.append(config.read_text())
+        return 0
+
+    monkeypatch.setattr(ssh, "interactive", take_over)
+    assert run("node.ssh", node="bees-waggle-1", site="CHI@UC", address="10.0.0.9") == 0
+    assert given[0].count("Host bees-waggle-1\n    HostName 10.0.0.9") == 1
+    assert given[0].count("Host bees-waggle-2\n    HostName 192.5.87.3") == 1
+    assert given[0].count("StrictHostKeyChecking yes") == 2
 
 
 def test_a_reminder_is_given_once_for_each_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
