@@ -19,6 +19,7 @@ from image_builder import manifest
 from local_chameleon.cloud import State
 from tests.benchmarks import (
     nights,
+    nodes,
     rotation,
     upkeep,
     uploads,
@@ -41,6 +42,7 @@ _WITHOUT_BUILD = {  # what needs no image to begin with
     "planning": rotation.planning,
     "swap": rotation.swap,
     "night": nights.nights,
+    "nodes": nodes.nodes,
     "waggle_latency": waggle_latency.latency,
     "waggle_memory": waggle_memory.memory,
     "waggle_query": waggle_query.query,

@@ -43,10 +43,10 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 @contextlib.contextmanager
-def local_sites(top: Path) -> Iterator[State]:
-    """Three Glances on loopback, which OS_CLIENT_CONFIG_FILE then leads to."""
+def local_sites(top: Path, profile: str = "images") -> Iterator[State]:
+    """Three sites on loopback, which OS_CLIENT_CONFIG_FILE then leads to."""
     env_dir = resolve([settings.ENV_DIR], Namespace(), configuration={})["env_dir"]
-    config = Config(state_dir=top / "chameleon", env_dir=env_dir, port=free_ports())
+    config = Config(state_dir=top / "chameleon", env_dir=env_dir, port=free_ports(), profile=profile)
     try:
         state = cloud.up(config)
         os.environ["OS_CLIENT_CONFIG_FILE"] = str(state.clouds_yaml)
