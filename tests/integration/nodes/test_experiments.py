@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import pytest
 
 from groundwork.errors import SageError
 from local_chameleon.cloud import State
-from node_automation import collect
+from local_chameleon.regions import REGIONS
+from node_automation import collect, ledger
 from node_automation import experiment as experiments
 from tests.integration import commands, sshd
 from tests.integration.commands import Ran
@@ -63,6 +65,7 @@ roles: roles
 variables: {{PORT: {port}}}
 nodes: {{giver: 1, taker: {takers}}}
 links: {{taker: giver}}
+{more}
 """
 
 
@@ -71,13 +74,14 @@ class Bench:
 
     def __init__(self, folder: Path, user: User, chameleon: State, port: int, booted: Booted) -> None:
         self.folder, self.user, self.chameleon, self.port, self.booted = folder, user, chameleon, port, booted
+        self.more: dict[str, str] = {}  # variables of the environment
         (folder / "roles").mkdir()
         (folder / "roles/giver.yaml").write_text(GIVER)
         (folder / "roles/taker.yaml").write_text(TAKER)
         self.write()
 
-    def write(self, *, takers: int = 1, sites: str = "CHI@UC", types: str = "compute_skylake") -> None:
-        text = BEES.format(port=self.port, takers=takers, sites=sites, types=types)
+    def write(self, *, takers: int = 1, sites: str = "CHI@UC", types: str = "compute_skylake", more: str = "") -> None:
+        text = BEES.format(port=self.port, takers=takers, sites=sites, types=types, more=more)
         (self.folder / "bees.yaml").write_text(text)
 
     def env(self, state: Path | None = None) -> dict[str, str]:
@@ -85,6 +89,7 @@ class Bench:
             "OS_CLIENT_CONFIG_FILE": str(self.chameleon.clouds_yaml),
             "SAGE_STATE_DIR": str(state or self.user.state),
             "SAGE_CONFIG": "/dev/null",
+            **self.more,
         }
 
     def fab(self, *words: str, state: Path | None = None) -> Ran:
@@ -141,11 +146,12 @@ def booted(chameleon: State, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     if os.geteuid() != 0:
         pytest.skip("addresses on loopback take root")
     program = sshd.program(tmp_path_factory.mktemp("openssh-server"))
-    for name in ("chi_uc", "chi_tacc"):
+    clouds = ("chi_uc", "chi_tacc", "kvm_tacc")
+    for name in clouds:
         images = connect(chameleon, name).image
         if not list(images.images(name="node")):
             images.create_image("node", data=b"x" * 1000, disk_format="raw", container_format="bare")
-    with booting(program, [connect(chameleon, f"admin_{name}") for name in ("chi_uc", "chi_tacc")]) as found:
+    with booting(program, [connect(chameleon, f"admin_{name}") for name in clouds]) as found:
         yield found
 
 
@@ -258,6 +264,69 @@ def test_where_a_site_is_full_the_next_is_taken_and_where_all_are_the_reasons_ar
     assert ran.code == 1
     assert "CHI@UC has 10 of type compute_skylake free" in ran.err
     assert (bench.names(), tacc.left()) == ([], [])
+
+
+def test_where_a_site_refuses_a_lease_the_next_is_tried(bench: Bench, tacc: User) -> None:
+    # It tells what is free, and lends nothing: its credential is a restricted one.
+    (bench.folder / "sites.yaml").write_text("CHI@UC: {cloud: chi_uc_restricted}\n")
+    bench.more["SAGE_SITES_FILE"] = str(bench.folder / "sites.yaml")
+    bench.write(sites="CHI@UC, CHI@TACC")
+    report = bench.up()
+    assert [(node["site"], node["up"]) for node in report["nodes"]] == [("CHI@TACC", True)] * 2
+    assert (bench.names(), len(tacc.left())) == ([], 3)
+    down = bench.fab("down", "bees")
+    assert down.code == 0, down.err
+
+
+def test_where_others_have_all_leased_floating_ips_nodes_get_those_of_the_common_pool(bench: Bench) -> None:
+    others = bench.user.lease("compute_cascadelake_r", ledger.new_run("others"), floating_ips=12)
+    report = bench.up()
+    first, last = map(IPv4Address, REGIONS["CHI@UC"].pool)
+    assert all(first < IPv4Address(node["address"]) <= last for node in report["nodes"])
+    assert all(node["up"] for node in report["nodes"])
+    down = bench.fab("down", "bees")
+    assert down.code == 0, down.err
+    assert bench.names() == [others.lease.name]
+
+
+def test_virtual_machines_are_an_experiment_too(bench: Bench, kvm: User) -> None:
+    bench.write(sites="KVM@TACC", types="m1.small")
+    report = bench.up()
+    assert [(node["site"], node["node_type"], node["up"]) for node in report["nodes"]] == [
+        ("KVM@TACC", "m1.small", True)
+    ] * 2
+    # lease, security group, servers, floating IPs of the common pool
+    assert len(kvm.left()) == 6
+    assert {step["kind"] for step in bench.up()["steps"]} == {"reach", "check"}
+    down = bench.fab("down", "bees")
+    assert down.code == 0, down.err
+    assert kvm.left() == []
+
+
+def test_what_was_collected_is_replayed_and_somebody_is_told(bench: Bench) -> None:
+    told = bench.folder / "told.json"
+    bench.write(more=f"notify: {{command: [tee, {told}], deadline: 10}}")
+    report = bench.up()
+    assert json.loads(told.read_text())["run_id"] == report["run_id"]
+    ran = bench.fab("collect", "bees", "--output", str(bench.folder / "collected"))
+    assert ran.code == 3, "one path is not there"
+    (folder,) = (bench.folder / "collected").iterdir()
+    taken = bench.fab("replay", str(folder))
+    assert taken.code == 2
+    assert "an experiment bees stands already" in taken.err
+    assert bench.fab("down", "bees").code == 0
+    replayed = bench.fab("replay", str(folder), "--name=again", "--json")
+    assert replayed.code == 0, replayed.err
+    assert [(node["name"], node["up"], node["image_id"]) for node in json.loads(replayed.out)["nodes"]] == [
+        ("again-giver-1", True, report["nodes"][0]["image_id"]),
+        ("again-taker-1", True, report["nodes"][1]["image_id"]),
+    ]
+    assert bench.fab("down", "again").code == 0
+    # Who can't be told makes an exit code of its own; the nodes stand.
+    bench.write(more="notify: {command: ['false'], deadline: 10}")
+    ran = bench.fab("up", str(bench.folder / "bees.yaml"), "--json")
+    assert ran.code == 4
+    assert all(node["up"] for node in json.loads(ran.out)["nodes"])
 
 
 def test_a_server_in_error_is_replaced(bench: Bench, chameleon: State) -> None:
