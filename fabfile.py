@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`fab -l` lists the tasks, `fab --help TASK` tells of one.  Those of node_automation."""
 
-from node_automation.experiment_tasks import namespace
+from node_automation.tasks import namespace
 
 __all__ = ["namespace"]

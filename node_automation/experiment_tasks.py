@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fabric tasks of experiments: words in, tables or JSON out.  Exit codes as in :mod:`node_automation.tasks`.
+"""Fabric tasks of experiments: words in, tables or JSON out.  Exit codes as in :mod:`node_automation.task`.
 
 4: done, but the command that was to be told of it failed.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,13 @@ from node_automation.experiment import Experiment
 from node_automation.ledger import Run
 from node_automation.session import Session, open_session, values, words
 from node_automation.tagged import Things
-from node_automation.tasks import command, namespace
+from node_automation.task import SOME_FAILED, command
 from node_automation.up import Options, UpReport
-
-__all__ = ["collect", "down", "namespace", "replay", "show_status", "up"]
 
 _FILE = "an experiment's file"
 _WORD = "an experiment's name, or its file"
 _ROLES = "a folder with roles of your own"
 _NETWORK = "the network that nodes are attached to"
-SOME_FAILED = 3
 
 
 class _InsteadOfFile(Argument):
@@ -269,14 +265,8 @@ def _write_ssh_files(session: Session) -> None:
     found = session.each(lambda connection, where: server.list_ours(connection))
     for site in session.sites:
         nodes = found[site.name]
-        if isinstance(nodes, SageError):
-            continue  # what was written before stays
-        targets = []
-        for one in nodes:
-            if one.floating_ip is not None and one.status == "ACTIVE":
-                with suppress(InputError):  # its host key is not known
-                    targets.append(ssh.target_of(one, key, user=one.metadata.get(status.USER, ssh.USER)))
-        ssh.write_files(session.state, site.slug, targets)
+        if not isinstance(nodes, SageError):  # else what was written before stays
+            ssh.write_site(session.state, site.slug, nodes, key)
 
 
 def _name_of(word: str) -> str:
@@ -305,5 +295,4 @@ def _standing_experiment(session: Session, word: str, folders: Sequence[Path]) -
     return kept, run
 
 
-for _task in (up, down, show_status, collect, replay):
-    namespace.add_task(_task)
+TASKS = (up, down, show_status, collect, replay)

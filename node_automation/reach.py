@@ -39,7 +39,7 @@ def reach(
     *,
     deadline: float,
     address: str | None = None,
-    user: str = ssh.USER,
+    user: str | None = None,
     port: int = ssh.PORT,
     place: Place | None = None,
     tell: Callable[[str], None] = lambda state: None,

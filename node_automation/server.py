@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 NODE = "sage_node"  # metadata: the node's name
 NODE_TYPE = "sage_node_type"
 RESERVATION = "sage_reservation"
+USER = "sage_user"  # whom it lets in, where that is not the image's usual one
 ACTIVE_WITHIN = {SiteKind.BAREMETAL: 2400.0, SiteKind.KVM: 600.0}  # seconds; bare metal deploys for 10 to 20 minutes
 EXPECTED = {SiteKind.BAREMETAL: 600.0, SiteKind.KVM: 60.0}  # seconds that it takes as a rule
 _GONE_WITHIN = 600.0

@@ -5,6 +5,7 @@ No key is taken unseen.  Fabric's own connections would (``AutoAddPolicy``), so 
 the keys that the server may have are set, as the site's metadata tell them.
 """
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from groundwork import files
 from groundwork.errors import InputError, SageError
-from node_automation import host_keys
+from node_automation import host_keys, server
 from node_automation.server import Server
 
 if TYPE_CHECKING:
@@ -68,20 +69,23 @@ class Target:
         return f"sage-{self.server_id}"
 
 
-def target_of(server: Server, identity: Path | None, *, address: str | None = None, user: str = USER) -> Target:
-    """How to reach a server.  Raises InputError where it has no address, or no host key that is known."""
-    where = address or server.floating_ip
+def target_of(one: Server, identity: Path | None, *, address: str | None = None, user: str | None = None) -> Target:
+    """How to reach a server; ``user``: None for the one that it was launched for.
+
+    Raises InputError where it has no address, or no host key that is known."""
+    where = address or one.floating_ip
     if where is None:
         raise InputError(
-            f"{server.name} has no floating IP", hint="`fab node.launch` again gives it one, or --address names another"
+            f"{one.name} has no floating IP", hint="`fab node.launch` again gives it one, or --address names another"
         )
-    keys = host_keys.accepted(server.metadata)
+    keys = host_keys.accepted(one.metadata)
     if not keys:
         raise InputError(
-            f"the host key of {server.name} is not known: it was not launched by this program",
+            f"the host key of {one.name} is not known: it was not launched by this program",
             hint="log in by hand once you know its key: `fab node.console` may show it",
         )
-    return Target(server.name, server.id, where, keys, user=user, identity=identity)
+    user = user or one.metadata.get(server.USER) or USER
+    return Target(one.name, one.id, where, keys, user=user, identity=identity)
 
 
 def connect(target: Target, *, timeout: float = _CONNECT) -> "tuple[Connection, str]":
@@ -202,6 +206,18 @@ def identity(state: Path, named: Path | None) -> tuple[Path, str]:
             files.write_text(path.with_name("id_ed25519.pub"), f"{key.public} sage-chameleon\n")
             files.write_text(path, key.private, mode=0o600)
     return path, path.with_name("id_ed25519.pub").read_text().strip()
+
+
+def write_site(
+    state: Path, site_slug: str, nodes: Iterable[Server], identity: Path, *, known: Target | None = None
+) -> Path:
+    """The same for a site's servers, as it lists them; ``known``: one that is reached otherwise than the site tells."""
+    targets = [known] if known is not None else []
+    for one in nodes:
+        if one.floating_ip is not None and one.status != "ERROR" and (known is None or one.id != known.server_id):
+            with contextlib.suppress(InputError):  # not launched by this program
+                targets.append(target_of(one, identity))
+    return write_files(state, site_slug, targets)
 
 
 def write_files(state: Path, site_slug: str, targets: Iterable[Target]) -> Path:

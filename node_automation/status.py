@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from openstack.connection import Connection
 
 ROLE = "sage_role"  # metadata of a server
-USER = "sage_user"  # likewise: whom it lets in
 
 
 @dataclass(frozen=True)

@@ -383,7 +383,7 @@ def _launch(work: _Work, step: Step) -> None:
         reservation=work.leases[node.lease].nodes[0].id,
         authorized=(work.public,),
         security_group=group,
-        metadata={status.ROLE: node.role, status.USER: work.experiment.group(node.role).role.user},
+        metadata={status.ROLE: node.role, server.USER: work.experiment.group(node.role).role.user},
         network=work.options.network,
     )
     work.servers[node.name] = server.launch(

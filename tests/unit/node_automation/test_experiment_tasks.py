@@ -12,7 +12,7 @@ from invoke.parser import Parser
 
 from groundwork.errors import InputError
 from node_automation import experiment_tasks
-from node_automation.experiment_tasks import namespace
+from node_automation.tasks import namespace
 
 CONTEXTS = copy.deepcopy(namespace).to_contexts()  # invoke takes the explanations away as it reads them
 

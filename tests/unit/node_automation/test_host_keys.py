@@ -98,6 +98,9 @@ def test_where_a_server_is_reached() -> None:
     assert ssh.target_of(server.read(server_row(addresses={})), None, address="10.0.0.2").address == "10.0.0.2"
     with pytest.raises(InputError, match=r"host key of .* is not known"):
         ssh.target_of(server.read(server_row(metadata={})), None)
+    other = server.read(server_row(metadata={"sage_host_key": "ssh-ed25519 AAAA", "sage_user": "ubuntu"}))
+    assert ssh.target_of(other, None).user == "ubuntu"
+    assert ssh.target_of(other, None, user="root").user == "root"
 
 
 def test_the_key_to_log_in_with_is_made_once_and_is_the_owner_s_alone(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from invoke.exceptions import Exit
 from chameleon_sites.cloud import SiteUnreachable
 from groundwork import console, process
 from groundwork.process import ProcessError
-from node_automation import ledger, reach, reminder, ssh, tasks
+from node_automation import lease_tasks, ledger, node_tasks, reach, reminder, site_tasks, ssh, tasks
 from node_automation.ledger import Kind
 from node_automation.session import Session
 from node_automation.ssh import Target
@@ -37,7 +37,8 @@ def sites(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         chosen = tuple(site for site in (UC, TACC) if not words or site.name in words)
         return Session(tmp_path, chosen, found, None)
 
-    monkeypatch.setattr(tasks, "open_session", session)
+    for module in (lease_tasks, node_tasks, site_tasks):
+        monkeypatch.setattr(module, "open_session", session)
     return found
 
 
