@@ -108,7 +108,7 @@ def test_resolute_boots_with_an_initramfs_of_dracuts(archive: UbuntuArchive, ser
       sudo lsinitrd "$initramfs" > /tmp/listed
       grep -q '^Version: dracut' /tmp/listed
       grep -q 'usr/lib/modules/.*/mlx5_core' /tmp/listed || grep -q 'usr/lib/modules/.*/nvme\\.ko' /tmp/listed
-      (! dpkg-query --show initramfs-tools 2> /dev/null)
+      (! dpkg-query --show --showformat='${db:Status-Status}\\n' initramfs-tools 2> /dev/null | grep -qx installed)
       grep -qx 'hostonly="no"' /etc/dracut.conf.d/50-sage.conf
 """
     )
