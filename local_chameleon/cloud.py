@@ -19,7 +19,20 @@ import yaml
 
 from groundwork import console, files, process, products
 from groundwork.errors import InputError, SageError, unknown
-from local_chameleon import configuration, environment, furnish, kept, keystone, profiles, seed, services
+from local_chameleon import (
+    configuration,
+    environment,
+    furnish,
+    host_network,
+    hypervisor,
+    kept,
+    keystone,
+    neutron,
+    nova,
+    profiles,
+    seed,
+    services,
+)
 from local_chameleon.catalog import SERVICES
 from local_chameleon.profiles import PROFILES, Profile
 from local_chameleon.services import Running, Service
@@ -79,6 +92,8 @@ def up(config: Config) -> State:
     then, and when it is interrupted, nothing is left running.
     """
     config = _checked(config)
+    if PROFILES[config.profile].boots:
+        _require_host(config)
     env = environment.ensure(config.env_dir, PROFILES[config.profile].requirements_file)
     with _locked(config):
         record = _settle(config, env)
@@ -86,10 +101,15 @@ def up(config: Config) -> State:
         wanted = _configure(config.state_dir, env, record, allow_public=config.allow_public)
         running = services.scan(config.state_dir)
         healthy = _healthy(wanted, running, env) if record.complete and record.environment == env.name else []
+        if profile.boots and hypervisor.NAME not in {one.name for one in healthy}:
+            # Its machines are off; Nova starts them as it is started.
+            healthy = [one for one in healthy if not _is_nova(one)]
         missing = [service for service in wanted if service.name not in {one.name for one in healthy}]
         services.stop(config.state_dir, [one for one in running if one not in healthy])
         if missing:
             services.require_free(missing)
+            if profile.boots:
+                hypervisor.make_places(config.state_dir / hypervisor.NAME)
             try:
                 _bring_up(config.state_dir, env, record, profile, missing)
             except BaseException:
@@ -147,6 +167,17 @@ def _locked(config: Config) -> Iterator[None]:
         yield
 
 
+def _require_host(config: Config) -> None:
+    """Raise InputError where servers can't run on this machine."""
+    if os.geteuid() != 0:
+        raise InputError(
+            f"profile {config.profile} makes machines, bridges and rules of the firewall, which takes root",
+            hint="run it by sudo; the profile lease takes none, and its servers are records",
+        )
+    hypervisor.require(config.state_dir)
+    host_network.require([region.shared for region in PROFILES[config.profile].lends.values()], config.state_dir)
+
+
 def _read(state_dir: Path) -> _Record | None:
     path = state_dir / "state.json"
     return products.load(_Record, path) if path.exists() else None
@@ -177,7 +208,7 @@ def _settle(config: Config, env: Path) -> _Record:
             )
         return record
     if record is not None:
-        services.stop(config.state_dir, services.scan(config.state_dir))
+        _stop_all(config.state_dir)
         files.remove_tree(config.state_dir)
     record = _Record(config.profile, config.port or profiles.DEFAULT_PORT, env.name)
     files.make_folder(config.state_dir).chmod(0o700)
@@ -214,13 +245,23 @@ def _configure(state_dir: Path, env: Path, record: _Record, *, allow_public: boo
             region=region,
             password=passwords[SERVICES[kind].USER],
             **({"allow_public": allow_public} if kind == "image" else {}),
+            **({"profile": profile} if kind == "compute" else {}),
         )
+    if profile.boots:
+        hypervisor.configure(files.make_folder(state_dir / hypervisor.NAME))
+        networks = {
+            kept.folder(state_dir, name, "network") / neutron.DATABASES[0]: region.shared
+            for name, region in profile.lends.items()
+        }
+        host_network.configure(files.make_folder(state_dir / host_network.NAME), networks)
     return _services(state_dir, record)
 
 
 def _services(state_dir: Path, record: _Record) -> list[Service]:
     profile = PROFILES[record.profile]
+    on_host = (hypervisor, host_network) if profile.boots else ()
     return [
+        *(one.service(state_dir / one.NAME, profiles.host_port(record.port, one.NAME)) for one in on_host),
         keystone.service(state_dir / keystone.NAME, record.port),
         *(
             SERVICES[kind].service(
@@ -321,12 +362,23 @@ def _wait_all(stage: console.Stage, every: list[Service], started: Mapping[str, 
 
 def _stop_all(state_dir: Path) -> list[str]:
     stopped = set()
+    # First what would take note of its machines' end: they are to run again with the next `up`.
+    every = services.scan(state_dir)
+    services.stop(state_dir, [one for one in every if _is_nova(one)])
+    stopped |= {one.name for one in every}
     # Twice: an interruption may fall between fork and exec, when a child can't be known yet for what it will be.
     for _ in process.poll_until(0.15, 0.1):
         found = services.scan(state_dir)
         services.stop(state_dir, found)
         stopped |= {one.name for one in found}
+    for one in (hypervisor, host_network):
+        if (state_dir / one.NAME).exists():
+            one.remove(state_dir / one.NAME)
     return sorted(stopped)
+
+
+def _is_nova(running: Running) -> bool:
+    return running.name.partition("-")[0] == nova.USER
 
 
 def _look(state_dir: Path, record: _Record) -> State:

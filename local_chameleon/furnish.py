@@ -12,7 +12,6 @@ from local_chameleon.regions import (
     BAREMETAL_FLAVOR,
     FREEPOOL,
     PUBLIC_NETWORK,
-    REGIONS,
     SHARED_NETWORK,
     Region,
 )
@@ -28,7 +27,7 @@ def furnish(port: int, profile: Profile, *, admin_password: str) -> None:
 
     def one(name: str) -> None:
         try:
-            _furnish(seed.connect(port, name, "admin", admin_password, "admin"), REGIONS[name])
+            _furnish(seed.connect(port, name, "admin", admin_password, "admin"), profile.lends[name])
         except (SDKException, ClientException) as error:
             raise SageError(
                 f"{name} could not be filled: {error}", hint=f"see the logs in */service.log of {profiles.slug(name)}"

@@ -2,7 +2,8 @@
 """A region's Nova: its configuration, its databases, its one process with all its services in it.
 
 One process, for then the services need no message bus to reach each other.  The hosts are computes with the fake
-driver: servers become ACTIVE, and nothing runs.
+driver: servers become ACTIVE, and nothing runs.  Where the profile boots they are computes with libvirt's driver, all
+on one libvirt.
 """
 
 import contextlib
@@ -11,20 +12,32 @@ import sqlite3
 import uuid
 from pathlib import Path
 
+import yaml
+
 from groundwork import files, process
-from local_chameleon import configuration
-from local_chameleon.regions import REGIONS
+from local_chameleon import configuration, hypervisor, profiles
+from local_chameleon.profiles import Profile
 from local_chameleon.services import Service
 
 USER = "nova"
 _API, _CELL0, _CELL1 = "nova_api.db", "nova_cell0.db", "nova_cell1.db"
 DATABASES = (_API, _CELL0, _CELL1)
 
+_HOSTS = "hosts.yaml"
 _SYNC_TIMEOUT = 300.0  # seconds; takes 5
 _CELL0_ID = "00000000-0000-0000-0000-000000000000"  # Nova's own for the cell of servers that found no host
 
 
-def configure(folder: Path, environment: Path, *, keystone_port: int, port: int, region: str, password: str) -> None:
+def configure(
+    folder: Path,
+    environment: Path,
+    *,
+    keystone_port: int,
+    port: int,
+    region: str,
+    password: str,
+    profile: Profile,
+) -> None:
     """Write its configuration."""
     login = configuration.service_login(keystone_port, region, USER, password)
     filters = ("nova.scheduler.filters.all_filters", "blazarnova.scheduler.filters.blazar_filter.BlazarFilter")
@@ -35,7 +48,7 @@ def configure(folder: Path, environment: Path, *, keystone_port: int, port: int,
             "my_ip": "127.0.0.1",
             "host": "controller",
             "transport_url": "fake://",  # no message bus
-            "compute_driver": "fake.BareMetal" if REGIONS[region].baremetal else "fake.VirtualMachines",
+            "compute_driver": _driver(profile, region),
             "enabled_apis": "osapi_compute",
             "osapi_compute_listen": "127.0.0.1",
             "osapi_compute_listen_port": port,
@@ -75,10 +88,47 @@ def configure(folder: Path, environment: Path, *, keystone_port: int, port: int,
             "AggregateInstanceExtraSpecsFilter,BlazarFilter",
         },
     }
+    if profile.boots:
+        # machines of all regions are on one libvirt
+        machines = {**_MACHINES, "instance_name_template": profiles.slug(region) + "-%08x"}
+        sections = {**sections, "DEFAULT": {**sections["DEFAULT"], **machines}, **_libvirt(folder)}
     configuration.write(folder / "nova.conf", sections)
+    hosts = {host.name: host.architecture for host in profile.lends[region].hosts}
+    files.write_text(folder / _HOSTS, yaml.safe_dump(hosts))
     # nova-compute starts a second time only where this identity is; the fake driver's hosts have others of their own.
     files.write_text(folder / "compute_id", str(uuid.uuid5(uuid.NAMESPACE_DNS, region)))
     files.make_folder(folder / "instances")
+
+
+_MACHINES = {
+    # All that a machine is told it is told by its config drive: no metadata service and no DHCP server is there.
+    "force_config_drive": "true",
+    "config_drive_format": "iso9660",
+    "flat_injected": "false",
+    "force_raw_images": "false",  # a qcow2 is what a server's disk is laid over, as it stands
+    "resume_guests_state_on_host_boot": "true",  # what ran when Nova was stopped runs again
+}
+
+
+def _driver(profile: Profile, region: str) -> str:
+    if profile.boots:
+        return "libvirt.Machines"
+    return "fake.BareMetal" if profile.lends[region].baremetal else "fake.VirtualMachines"
+
+
+def _libvirt(folder: Path) -> configuration.Sections:
+    return {
+        "libvirt": {
+            "connection_uri": hypervisor.uri(folder.parent / hypervisor.NAME),
+            "virt_type": "qemu",
+            "cpu_mode": "host-model",  # x86-64-v3; without it v1, on which not every distribution runs
+            "tb_cache_size": 256,  # MiB of translated code a machine
+            "disk_cachemodes": "file=unsafe",
+            "images_type": "qcow2",
+        },
+        "spice": {"enabled": "false"},
+        "workarounds": {"skip_cpu_compare_on_dest": "true"},
+    }
 
 
 def service(folder: Path, port: int, region: str) -> Service:
@@ -89,7 +139,7 @@ def service(folder: Path, port: int, region: str) -> Service:
         application="nova_services.py",
         environ={
             "LOCAL_CHAMELEON_CONFIG": str(folder / "nova.conf"),
-            "LOCAL_CHAMELEON_HOSTS": ",".join(f"{host.name}={host.architecture}" for host in REGIONS[region].hosts),
+            "LOCAL_CHAMELEON_HOSTS": str(folder / _HOSTS),
         },
         probe="/v2.1/servers",
         answers=(401,),

@@ -4,7 +4,7 @@
 Names are Chameleon's; the numbers of hosts are small, and the addresses are those set apart for documentation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
 from chameleon_sites.sites import SiteKind, load_sites
@@ -126,4 +126,11 @@ REGIONS = {
             public=IPv4Network("203.0.113.0/24"),
         ),
     )
+}
+
+# Profile `boot`: servers are machines under QEMU, so hosts are few, and the flavor is what such a machine is to have.
+_SMALL = (Flavor(BAREMETAL_FLAVOR, vcpus=1, ram=2048, disk=12),)
+BOOT_REGIONS = {
+    name: replace(REGIONS[name], node_types=(NodeType("compute_skylake", 3),), flavors=_SMALL)
+    for name in ("CHI@UC", "CHI@TACC")
 }

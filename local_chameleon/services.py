@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +29,7 @@ _READY_TIMEOUT = 180.0  # seconds until a started service answers; 3 s on two id
 _STOP_PATIENCE = 10.0  # seconds from SIGTERM to SIGKILL
 _MARK = "local-chameleon.service="  # the word of the command line by which a service is known
 _CONTENT = "local-chameleon.content="
+_OURS = "local_chameleon."
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Service:
     """One WSGI application, or one script.
 
     ``folder``, in the state folder, has the service's name and holds its configuration; ``application`` is a module
-    that uwsgi serves, or the name of a script among the hooks; ``probe`` is a path below its port, which answers with
-    one of ``answers`` (HTTP status codes) once the service works.  Services of a lower ``rank`` must work before it
-    is started.
+    that uwsgi serves, the name of a script among the hooks, or a module of this package that is a program; ``probe`` is
+    a path below its port, which answers with one of ``answers`` (HTTP status codes) once it works.  Services of
+    a lower ``rank`` must work before it is started.
     """
 
     folder: Path
@@ -75,6 +77,8 @@ def content_digest(service: Service, environment: Path) -> str:
     """Digest of all that makes the service what it is; one that runs with another digest is started anew."""
     texts = [path.read_text() for path in sorted(service.folder.iterdir()) if path.suffix in (".conf", ".yaml")]
     hooks = [path.read_text() for path in sorted(HOOKS.glob("*.py"))]
+    if service.application.startswith(_OURS):
+        hooks = [HOOKS.with_name(service.application.removeprefix(_OURS) + ".py").read_text()]
     environ = [f"{name}={value}" for name, value in _environ(service).items()]
     return files.digest_text(*_program(service, environment), *environ, *texts, *hooks)[:16]
 
@@ -211,6 +215,8 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a prox
 
 
 def _program(service: Service, environment: Path) -> list[str]:
+    if service.application.startswith(_OURS):
+        return [sys.executable, "-m", service.application]
     if service.application.endswith(".py"):
         return [str(environment / "bin/python"), str(HOOKS / service.application)]
     return [
@@ -233,6 +239,7 @@ def _environ(service: Service) -> dict[str, str]:
         "HOME": str(service.folder),
         "LANG": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONFAULTHANDLER": "1",
         "LOCAL_CHAMELEON_APPLICATION": service.application,
         **service.environ,
     }

@@ -3,22 +3,29 @@
 """All of a region's Nova in one process: conductor, scheduler, a compute for each host, the API.
 
 In one process messages need no bus (``transport_url = fake://``).  LOCAL_CHAMELEON_CONFIG names the configuration,
-LOCAL_CHAMELEON_HOSTS the hosts (``name=architecture,...``).  The API is started last, so that it answers once every
-host is known to the scheduler.
+LOCAL_CHAMELEON_HOSTS a file with the hosts and their architectures.  The API is started last, so that it answers once
+every host is known to the scheduler.
 
 The hosts are those of Nova's own fake driver, with three changes: a host keeps its identity over a restart; it has the
 architecture that it is to have; and a bare-metal host offers one CUSTOM_BAREMETAL, as Ironic's do, so that it takes
 one server.
+
+Where servers boot, the hosts are those of Nova's libvirt driver, all on one libvirt: each has the name and the identity
+that it is to have, and offers one CUSTOM_BAREMETAL; one thread runs libvirt's loop of events for all of them, for it
+bears no second one.  Bridges are there already, and nothing is done about them.  What takes root is done in this
+process, which has it, where stock Nova starts others by sudo.
 
 This module runs in the services' environment, never in this program's own.
 """
 
 import nova.monkey_patch  # isort: skip  (before all else: it makes threads green)
 
+import contextlib
 import json
 import os
 import signal
 import uuid
+from pathlib import Path
 from typing import Any, NoReturn
 
 import eventlet
@@ -26,6 +33,7 @@ import nova.conf
 import nova.servicegroup.api
 import nova.virt.fake
 import os_vif
+import yaml
 from nova import config, context, objects, service
 from nova.compute import rpcapi as compute_rpcapi
 from nova.conductor import rpcapi as conductor_rpcapi
@@ -33,7 +41,7 @@ from nova.objects import host_mapping
 from nova.scheduler import rpcapi as scheduler_rpcapi
 from oslo_log import log
 
-_ARCHITECTURES = dict(pair.split("=") for pair in os.environ["LOCAL_CHAMELEON_HOSTS"].split(","))
+_ARCHITECTURES: dict[str, str] = yaml.safe_load(Path(os.environ["LOCAL_CHAMELEON_HOSTS"]).read_text())
 
 
 class VirtualMachines(nova.virt.fake.FakeDriver):
@@ -65,9 +73,48 @@ class BareMetal(VirtualMachines):
 
     def update_provider_tree(self, provider_tree: Any, nodename: str, allocations: Any = None) -> None:
         super().update_provider_tree(provider_tree, nodename, allocations)
-        one = {"total": 1, "reserved": 0, "min_unit": 1, "max_unit": 1, "step_size": 1, "allocation_ratio": 1.0}
-        inventory = provider_tree.data(nodename).inventory
-        provider_tree.update_inventory(nodename, {**inventory, "CUSTOM_BAREMETAL": one})
+        _offer_whole(provider_tree, nodename)
+
+
+def _offer_whole(provider_tree: Any, nodename: str) -> None:
+    one = {"total": 1, "reserved": 0, "min_unit": 1, "max_unit": 1, "step_size": 1, "allocation_ratio": 1.0}
+    inventory = provider_tree.data(nodename).inventory
+    provider_tree.update_inventory(nodename, {**inventory, "CUSTOM_BAREMETAL": one})
+
+
+def _make_machines_driver() -> None:
+    """Nova's libvirt driver as ``libvirt.Machines``: several hosts on one libvirt."""
+    import nova.compute.manager
+    import nova.privsep
+    import nova.virt.libvirt
+    import os_brick
+    from nova.virt.libvirt.driver import LibvirtDriver
+    from nova.virt.libvirt.host import Host
+    from vif_plug_linux_bridge.linux_bridge import LinuxBridgePlugin
+
+    class Machines(LibvirtDriver):
+        def init_host(self, host: str) -> None:
+            self._host.get_hostname = lambda: host
+            self._host.get_node_uuid = lambda: _identity(host)
+            super().init_host(host)
+
+        def update_provider_tree(self, provider_tree: Any, nodename: str, allocations: Any = None) -> None:
+            super().update_provider_tree(provider_tree, nodename, allocations)
+            _offer_whole(provider_tree, nodename)
+
+    nova.virt.libvirt.Machines = Machines
+    nova.compute.manager.ComputeManager._ensure_existing_node_identity = lambda self, service_ref: None
+    loops = [Host._native_thread]
+
+    def run_events(host: Any) -> None:
+        with contextlib.suppress(IndexError):  # another host's thread has taken it
+            loops.pop()(host)
+
+    Host._native_thread = run_events
+    # It would make the bridge where that is missing, and rules of iptables that outlive it.
+    LinuxBridgePlugin.plug = lambda self, vif, instance_info: None
+    nova.privsep.sys_admin_pctxt.set_client_mode(False)
+    os_brick.setup(nova.conf.CONF)
 
 
 def _identity(host: str) -> str:
@@ -88,6 +135,8 @@ def main() -> NoReturn:
     nova.virt.fake.VirtualMachines = VirtualMachines
     nova.virt.fake.BareMetal = BareMetal
     nova.servicegroup.api.INITIAL_REPORTING_DELAY = 0
+    if conf.compute_driver.startswith("libvirt."):
+        _make_machines_driver()
 
     started = []
     for host, binary, topic in (

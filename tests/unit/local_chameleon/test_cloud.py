@@ -40,6 +40,34 @@ def test_status_of_a_lease_profile_that_was_never_started(config: Config) -> Non
     assert state.endpoints["KVM@TACC"]["reservation"] == "http://127.0.0.1:15035/v1"
 
 
+def test_status_of_a_boot_profile_that_was_never_started(config: Config) -> None:
+    state = cloud.status(Config(config.state_dir, config.env_dir, profile="boot"))
+    assert [(one.name, one.url) for one in state.services[:3]] == [
+        ("qemu", "http://127.0.0.1:15001"),
+        ("network", "http://127.0.0.1:15002"),
+        ("keystone", "http://127.0.0.1:15000"),
+    ]
+    assert list(state.endpoints) == ["CHI@UC", "CHI@TACC"]
+
+
+def test_only_root_starts_a_boot_profile(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(InputError, match="takes root") as caught:
+        cloud.up(Config(config.state_dir, config.env_dir, profile="boot"))
+    assert "sudo" in str(caught.value.hint)
+    assert not config.state_dir.exists()
+
+
+def test_what_a_boot_profile_lacks_is_told_with_its_packages(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("groundwork.process.search_path", lambda: "/nonexistent")
+    with pytest.raises(InputError, match="missing system programs: libvirtd") as caught:
+        cloud.up(Config(config.state_dir, config.env_dir, profile="boot"))
+    assert "apt-get install" in str(caught.value.hint)
+    assert "libvirt-daemon" in str(caught.value.hint)
+
+
 def test_down_of_nothing(config: Config) -> None:
     assert cloud.down(config) == []
     assert cloud.down(config, purge=True) == []

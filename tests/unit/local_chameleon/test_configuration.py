@@ -12,8 +12,19 @@ import pytest
 import yaml
 
 from groundwork.errors import InputError, SageError
-from local_chameleon import blazar, configuration, environment, glance, keystone, neutron, nova, profiles, seed
-from local_chameleon.profiles import PROFILES
+from local_chameleon import (
+    blazar,
+    configuration,
+    environment,
+    glance,
+    hypervisor,
+    keystone,
+    neutron,
+    nova,
+    profiles,
+    seed,
+)
+from local_chameleon.profiles import PROFILES, Profile
 from local_chameleon.regions import REGIONS, Region
 from local_chameleon.seed import Credential
 
@@ -158,8 +169,11 @@ def test_a_restricted_credential_has_entries_of_its_own() -> None:
     assert entries["kvm_tacc_restricted"]["region_name"] == "KVM@TACC"
 
 
-def configure_regional(module: Any, folder: Path, region: str, name: str) -> configparser.RawConfigParser:
-    module.configure(folder, Path("/env"), keystone_port=15000, port=15013, region=region, password="word")
+def configure_regional(
+    module: Any, folder: Path, region: str, name: str, profile: Profile = PROFILES["lease"]
+) -> configparser.RawConfigParser:
+    more = {"profile": profile} if module is nova else {}
+    module.configure(folder, Path("/env"), keystone_port=15000, port=15013, region=region, password="word", **more)
     parser = configparser.RawConfigParser(strict=False)  # some options are given more than once
     parser.read(folder / name)
     return parser
@@ -175,9 +189,21 @@ def test_hosts_of_bare_metal_and_of_virtual_machines_have_different_drivers(tmp_
 
 
 def test_a_compute_runs_for_each_host(tmp_path: Path) -> None:
-    hosts = nova.service(tmp_path, 15013, "CHI@TACC").environ["LOCAL_CHAMELEON_HOSTS"].split(",")
-    assert "compute-arm64-01=aarch64" in hosts
+    configure_regional(nova, tmp_path, "CHI@TACC", "nova.conf")
+    named = nova.service(tmp_path, 15013, "CHI@TACC").environ["LOCAL_CHAMELEON_HOSTS"]
+    hosts = yaml.safe_load(Path(named).read_text())
+    assert hosts["compute-arm64-01"] == "aarch64"
     assert len(hosts) == len(REGIONS["CHI@TACC"].hosts)
+
+
+def test_servers_of_the_boot_profile_are_machines_of_its_own_libvirt(tmp_path: Path) -> None:
+    read = configure_regional(nova, tmp_path / "nova-chi_uc", "CHI@UC", "nova.conf", PROFILES["boot"])
+    assert read["DEFAULT"]["compute_driver"] == "libvirt.Machines"
+    assert read["DEFAULT"]["force_config_drive"] == "true"
+    assert read["DEFAULT"]["instance_name_template"] == "chi_uc-%08x"
+    socket = read["libvirt"]["connection_uri"].partition("?socket=")[2]
+    assert Path(socket) == hypervisor.socket_path(tmp_path / "qemu")
+    assert "libvirt" not in configure_regional(nova, tmp_path / "fake", "CHI@UC", "nova.conf")
 
 
 def test_bare_metal_is_lent_for_seven_days_at_most_and_virtual_machines_by_flavor(tmp_path: Path) -> None:
