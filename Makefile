@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 STEP := scripts/step
 
-.PHONY: help setup system-packages demo test lint unit integration test-full bench docs requirements wheel clean
+.PHONY: help setup system-packages demo test lint unit integration test-full test-long test-boot bench docs requirements wheel clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 20
@@ -39,9 +39,15 @@ unit: setup  ## tests without network and subprocesses
 integration: system-packages setup  ## tests with the real diskimage-builder, QEMU, Keystone and Glance
 	@$(STEP) "integration tests" $(PYTHON) -m pytest -v -n 2 --dist loadfile --durations=25 tests/integration tests/contract -m "not long"
 
-test-full: test  ## test, and what takes too long for it
+test-full: test test-long test-boot  ## test, and what takes too long for it
+
+test-long: system-packages setup  ## the long tests, but those of test-boot
 	@$(STEP) "unit tests with other examples" $(PYTHON) -m pytest -q -n auto tests/unit --hypothesis-profile=searching
-	@$(STEP) "long tests" $(PYTHON) -m pytest -v --durations=10 tests/integration tests/contract -m long
+	@$(STEP) "long tests" $(PYTHON) -m pytest -v --durations=10 tests/integration tests/contract -m long \
+	    --ignore=tests/integration/nodes/test_boot.py
+
+test-boot: system-packages setup  ## an experiment on machines that boot the image; takes root, and more than half an hour
+	@$(STEP) "machines that boot" $(PYTHON) -m pytest -v --durations=10 tests/integration/nodes/test_boot.py
 
 bench: system-packages setup  ## the figures of docs/performance.md, both sides in one run
 	@$(STEP) "benchmarks" $(PYTHON) -m tests.benchmarks

@@ -10,6 +10,7 @@ The service is this module as a program.  It starts ``unshare``, which starts th
 the service's port tells whether libvirtd answers.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from groundwork import files, process
-from groundwork.errors import InputError
+from groundwork.errors import InputError, SageError
 from local_chameleon import health
 from local_chameleon.services import Service
 
@@ -40,6 +41,7 @@ _PLACES = {
 _USERS = {"passwd": "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin", "group": "libvirt-qemu:x:64055:"}
 _DRIVERS = ("qemu", "nodedev", "secret")  # the others would look at the host's networks and firewalls
 _MADE = "made.json"
+_ENDED_WITHIN = 20.0  # seconds
 _LONGEST_PATH = 100  # bytes of a socket's path; the kernel takes 107
 _LIBVIRTD = """\
 auth_unix_rw = "none"
@@ -124,11 +126,32 @@ def make_places(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Undo :func:`make_places`; libvirtd must have ended.  Where another program has put something, that stays."""
+    """Undo :func:`make_places`, once all machines have ended, which the end of the service makes the kernel end.
+
+    Where another program has put something into a folder, that stays.  Raises SageError where a machine goes on.
+    """
+    for _ in process.poll_until(_ENDED_WITHIN, 0.05):
+        if not _runs(folder):
+            break
+    else:
+        raise SageError(f"machines of {folder.parent} do not end", hint="they are stuck in the kernel; see ps")
     for place in map(Path, _made(folder)):
         if place.is_dir() and not any(place.iterdir()):
             place.rmdir()
     (folder / _MADE).unlink(missing_ok=True)
+
+
+def _runs(folder: Path) -> bool:
+    """Whether libvirtd or a machine is there yet; all of them name the state folder."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = Path(entry.path, "cmdline").read_bytes().split(b"\0")
+                program = os.path.basename(words[0].decode(errors="replace"))
+                ours = any(os.fsencode(folder.parent) + b"/" in word for word in words)
+                if ours and program.startswith(("qemu-system-", "libvirtd")):
+                    return True
+    return False
 
 
 def _made(folder: Path) -> set[str]:
