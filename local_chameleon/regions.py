@@ -129,7 +129,7 @@ REGIONS = {
 }
 
 # Profile `boot`: servers are machines under QEMU, so hosts are few, and the flavor is what such a machine is to have.
-_SMALL = (Flavor(BAREMETAL_FLAVOR, vcpus=1, ram=2048, disk=12),)
+_SMALL = (Flavor(BAREMETAL_FLAVOR, vcpus=2, ram=2048, disk=12),)
 BOOT_REGIONS = {
     name: replace(REGIONS[name], node_types=(NodeType("compute_skylake", 3),), flavors=_SMALL)
     for name in ("CHI@UC", "CHI@TACC")
