@@ -125,6 +125,8 @@ def main() -> NoReturn:
     """Start all services; the process goes on until it is killed."""
     # What a server was waiting for is lost in any case; ending all services in good order takes seconds.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    # A machine's console that Nova has read becomes the terminal of this session, and hangs up with the machine.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config.parse_args(["nova", "--config-file", os.environ["LOCAL_CHAMELEON_CONFIG"]])
     conf = nova.conf.CONF
     log.setup(conf, "nova")

@@ -167,6 +167,8 @@ def test_many_machines_come_and_go_and_nova_outlives_it(room: Room) -> None:
             made = list(pool.map(lambda number: Small(room, f"small-{number}"), range(3)))
             assert [one.server.status for one in made] == ["ACTIVE"] * 3
             assert len(machines(room)) == 3
+            for one in made:  # Nova opens the machine's terminal for it
+                one.connection.compute.get_server_console_output(one.server)
             list(pool.map(Small.close, made))
             assert machines(room) == []
     assert pids(room.config) == before
