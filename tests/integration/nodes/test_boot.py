@@ -11,7 +11,6 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,15 +160,15 @@ def small(room: Room) -> Iterator[Small]:
 
 def test_many_machines_come_and_go_and_nova_outlives_it(room: Room) -> None:
     before = pids(room.config)
-    with ThreadPoolExecutor(3) as pool:
-        for _ in range(3):
-            made = list(pool.map(lambda number: Small(room, f"small-{number}"), range(3)))
-            assert [one.server.status for one in made] == ["ACTIVE"] * 3
-            assert len(machines(room)) == 3
-            for one in made:  # Nova opens the machine's terminal for it
-                one.connection.compute.get_server_console_output(one.server)
-            list(pool.map(Small.close, made))
-            assert machines(room) == []
+    for _ in range(2):
+        made = [Small(room, f"small-{number}") for number in range(3)]
+        assert [one.server.status for one in made] == ["ACTIVE"] * 3
+        assert len(machines(room)) == 3
+        for one in made:
+            # Nova opens the machine's terminal for it, which hangs up when the machine ends.
+            one.connection.compute.get_server_console_output(one.server)
+            one.close()
+        assert machines(room) == []
     assert pids(room.config) == before
 
 
