@@ -12,7 +12,7 @@ from chameleon_sites.sites import Site
 from groundwork.compat import StrEnum
 from groundwork.errors import SageError
 from node_automation import address, parallel, reach, server
-from node_automation.server import Server, ServerRequest
+from node_automation.server import Resolved, Server, ServerRequest
 from node_automation.ssh import Target
 
 if TYPE_CHECKING:
@@ -61,8 +61,11 @@ def launch_all(
 ) -> list[Launched | SageError]:
     """Launch nodes; each one's result or error, in their order.  ``tell`` gets a node's name and how far it is."""
     stopped = stop if stop is not None else threading.Event()
+    ids = server.resolver(connection, site)
     works = [
-        partial(_launch, connection, site, request, wishes, state=state, tell=partial(tell, request.node), stop=stopped)
+        partial(
+            _launch, connection, site, request, wishes, ids, state=state, tell=partial(tell, request.node), stop=stopped
+        )
         for request in requests
     ]
     return parallel.at_most(parallel.LAUNCHES, works, stop=stopped, where=site.name)
@@ -73,12 +76,13 @@ def _launch(
     site: Site,
     request: ServerRequest,
     wishes: Wishes,
+    ids: Callable[[ServerRequest], Resolved],
     *,
     state: Path,
     tell: Callable[[str], None],
     stop: threading.Event,
 ) -> Launched:
-    one = server.launch(connection, site, request, state=state, tell=tell, stop=stop)
+    one = server.launch(connection, site, request, state=state, ids=ids, tell=tell, stop=stop)
     where = None
     if wishes.address_from is not AddressFrom.NONE:
         tell("floating IP")

@@ -126,6 +126,21 @@ def resolve(connection: "Connection", site: Site, request: ServerRequest) -> Res
     )
 
 
+def resolver(connection: "Connection", site: Site) -> Callable[[ServerRequest], Resolved]:
+    """:func:`resolve`, asked once for all requests that want the same."""
+    known: dict[tuple[str, str | None, str | None, str], Resolved] = {}
+    turn = threading.Lock()
+
+    def ask(request: ServerRequest) -> Resolved:
+        wanted = (request.image, request.flavor, request.reservation, request.network)
+        with turn:
+            if wanted not in known:
+                known[wanted] = resolve(connection, site, request)
+            return known[wanted]
+
+    return ask
+
+
 def body(request: ServerRequest, site: Site, resolved: Resolved, key: host_keys.HostKey) -> dict[str, Any]:
     """The document that Nova takes; pure."""
     text = host_keys.user_data(key, request.authorized, request.user_data)
@@ -160,11 +175,14 @@ def launch(
     request: ServerRequest,
     *,
     state: Path,
+    ids: Callable[[ServerRequest], Resolved] | None = None,
     deadline: float | None = None,
     tell: Callable[[str], None] = lambda state: None,
     stop: threading.Event | None = None,
 ) -> Server:
     """The server of this name and run, ACTIVE: the one that stands, or a new one; ``deadline`` in seconds.
+
+    ``ids``: a :func:`resolver` that several launches share.
 
     Raises NotBuilt where it comes to ERROR (it stays, for the console to be read), QuotaExceeded, InputError for a
     name that the site does not know, and TimedOut.  Callers see to it that at most
@@ -173,7 +191,9 @@ def launch(
     standing = find(connection, request.run, request.node)
     if standing is not None:
         note_standing(state, site.name, standing)
-    server_id = standing.id if standing is not None else create(connection, site, request, state=state)
+        server_id = standing.id
+    else:
+        server_id = create(connection, site, request, state=state, resolved=ids(request) if ids else None)
     return wait_active(
         connection,
         server_id,
@@ -186,7 +206,7 @@ def launch(
 def create(
     connection: "Connection", site: Site, request: ServerRequest, *, state: Path, resolved: Resolved | None = None
 ) -> str:
-    """Ask for a server; its id, it is not waited for.  ``resolved``: what :func:`resolve` gave, once for many."""
+    """Ask for a server; its id, it is not waited for.  ``resolved``: what :func:`resolve` gave."""
     document = body(request, site, resolved or resolve(connection, site, request), host_keys.make())
     entry = ledger.begin(
         state,

@@ -30,7 +30,7 @@ from node_automation.experiment import Experiment, Node, Notify
 from node_automation.ledger import Run
 from node_automation.plan import NodePlan, Plan, Standing, Step, StepKind
 from node_automation.progress import Progress
-from node_automation.server import Server, ServerRequest
+from node_automation.server import Resolved, Server, ServerRequest
 from node_automation.ssh import Target
 from node_automation.steps import Ended
 from node_automation.tagged import Things
@@ -113,6 +113,7 @@ class _Work:
     addresses: dict[str, str] = field(default_factory=dict)
     targets: dict[str, Target] = field(default_factory=dict)
     shells: "dict[str, Shell]" = field(default_factory=dict)
+    ids: dict[str, Callable[[ServerRequest], Resolved]] = field(default_factory=dict)  # by site
     making_group: dict[str, threading.Lock] = field(default_factory=dict)  # by site
 
     def connection(self, site: str) -> "Connection":
@@ -391,6 +392,7 @@ def _launch(work: _Work, step: Step) -> None:
         site,
         request,
         state=work.options.state,
+        ids=work.ids.setdefault(node.site, server.resolver(connection, site)),
         tell=lambda word: work.progress.word(step.key, word),
         stop=work.stop,
     )

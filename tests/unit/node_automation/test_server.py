@@ -2,6 +2,7 @@
 """Servers: what Nova is asked for at each kind of site, what stands, and what went wrong."""
 
 import base64
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,22 @@ def test_a_server_that_stands_is_not_made_again(tmp_path: Path) -> None:
     )
     found = server.launch(connection, UC, REQUEST, state=tmp_path)
     assert (found.id, found.floating_ip, found.fixed_ip) == ("id-bees-waggle-1", "192.5.87.3", "10.140.0.9")
+
+
+def test_ids_are_asked_for_once_for_all_that_want_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def resolve(connection: Any, site: Site, request: ServerRequest) -> Resolved:
+        asked.append(request.image)
+        return RESOLVED
+
+    monkeypatch.setattr(server, "resolve", resolve)
+    connection: Any = FakeSite({})
+    ids = server.resolver(connection, UC)
+    for node in ("bees-waggle-1", "bees-waggle-2"):
+        assert ids(dataclasses.replace(REQUEST, node=node)) == RESOLVED
+    ids(dataclasses.replace(REQUEST, image="other"))
+    assert asked == ["Sage", "other"]
 
 
 @pytest.mark.parametrize(
