@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -36,6 +37,7 @@ _MOST = 100  # nodes of one lease; more is a slip of the finger
 _USUAL_LEFT = timedelta(hours=1)  # that a lease must yet run to be used again
 _ACTIVE_WITHIN = 300.0  # seconds from a lease's start
 _GONE_WITHIN = 300.0
+_LET_GO_WITHIN = 30.0  # for one in ERROR: Blazar's own tasks for it are over by then
 _COMING = {LeaseStatus.PENDING, LeaseStatus.CREATING, LeaseStatus.STARTING, LeaseStatus.UPDATING}
 _ADDRESSES = "ips"  # ends the name of a lease of floating IPs alone
 _MINUTE = "%Y-%m-%d %H:%M"
@@ -476,9 +478,10 @@ def give_back(
 ) -> None:
     """Delete a lease, wait until it is gone, and note it; one that is gone already is no error.
 
-    Raises Failed where it comes to ERROR on its way, and TimedOut.
+    Raises Failed where it comes to ERROR on its way, or is in ERROR and Blazar does not let it go; and TimedOut.
     """
     site = api.site_of(connection)
+    refused_since: float | None = None  # while it is in ERROR
 
     def look() -> Seen[None]:
         try:
@@ -488,14 +491,26 @@ def give_back(
         if seen.status == LeaseStatus.ERROR and lease.status != LeaseStatus.ERROR:
             raise Failed(f"{site}: the lease {lease.name} came to ERROR while it was given back")
         if seen.status not in (LeaseStatus.DELETING, LeaseStatus.TERMINATING):
-            ask()
+            ask(seen.status)
         return Seen(None, seen.status, False)
 
-    def ask() -> None:
-        with contextlib.suppress(Gone, Busy):  # one that is about to start is asked again
+    def ask(status: str) -> None:
+        nonlocal refused_since
+        try:
             blazar.delete_lease(connection, lease.id)
+        except Gone:
+            pass
+        except Busy as busy:  # one that is about to start is asked again
+            if status != LeaseStatus.ERROR:
+                return
+            refused_since = refused_since or time.monotonic()
+            if time.monotonic() - refused_since >= _LET_GO_WITHIN:
+                raise Failed(
+                    f"{site}: the lease {lease.name} is in ERROR, and the site does not let it go: {busy}",
+                    hint=f"its help desk can; its id is {lease.id}. What it holds is free again when its time is over",
+                ) from busy
 
-    ask()
+    ask(lease.status)
     wait_for(f"{site}: the lease {lease.name} given back", look, deadline=deadline, tell=tell, stop=stop)
     note_released(state, lease.id)
 

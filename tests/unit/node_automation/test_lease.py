@@ -427,6 +427,20 @@ def test_a_lease_that_is_about_to_start_is_asked_to_end_again(starting: Any, tmp
     assert len(site.bodies("DELETE /leases/l1")) == 2
 
 
+def test_one_in_error_that_the_site_does_not_let_go_is_given_up_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A Nova that died in the middle of Blazar's work leaves such leases.
+    monkeypatch.setattr(leases, "_LET_GO_WITHIN", 0.1)
+    row = lease_row(status="ERROR")
+    connection: Any = FakeSite(
+        {"DELETE /leases/l1": blazar_error(500, "Invalid lease status."), "GET /leases/l1": {"lease": row}}
+    )
+    with pytest.raises(leases.Failed, match="does not let it go") as caught:
+        leases.give_back(connection, blazar.read_lease(row), tmp_path)
+    assert "help desk" in str(caught.value.hint)
+
+
 def test_who_is_to_be_reminded() -> None:
     entry = ledger.new_entry(RUN, "CHI@UC", "p1", Kind.LEASE, "n", ends_at="2026-11-21T12:30:00Z", now=NOW)
     made = ledger.Entry(**{**entry.__dict__, "id": "l1"})
