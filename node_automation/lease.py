@@ -23,7 +23,7 @@ from groundwork.errors import InputError, SageError
 from node_automation import api, blazar, ledger, names
 from node_automation.api import Gone
 from node_automation.blazar import Busy, Lease, LeaseStatus, NameTaken, NoFloatingIP
-from node_automation.ledger import Entry, Kind, Run
+from node_automation.ledger import Kind, Run
 from node_automation.waiting import Seen, wait_for
 
 if TYPE_CHECKING:
@@ -539,23 +539,6 @@ def pick(leases: Iterable[Lease], word: str, site: str) -> Lease:
         ids = ", ".join(lease.id for lease in found)
         raise InputError(f"{site} has several leases {word!r}", hint=f"name one by its id: {ids}")
     return found[0]
-
-
-def due(entries: Iterable[Entry], reminded: Mapping[str, str], before: timedelta, now: datetime) -> tuple[Entry, ...]:
-    """The leases that end within ``before`` and whose end nobody was reminded of; pure.
-
-    ``reminded``: lease id -> the end that was told.
-    """
-    return tuple(
-        entry
-        for entry in entries
-        if entry.open
-        and entry.kind is Kind.LEASE
-        and entry.id is not None
-        and entry.ends_at is not None
-        and now <= ledger.read_time(entry.ends_at) <= now + before
-        and reminded.get(entry.id) != entry.ends_at
-    )
 
 
 def parse_length(text: str) -> timedelta:

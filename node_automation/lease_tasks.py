@@ -3,7 +3,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any
 
 from invoke.collection import Collection
@@ -12,7 +12,7 @@ from chameleon_sites.sites import Site
 from groundwork import console, products
 from groundwork.errors import InputError
 from groundwork.settings import one_of
-from node_automation import blazar, ledger, reminder
+from node_automation import blazar, ledger, reminder, status
 from node_automation import lease as leases
 from node_automation.blazar import Lease
 from node_automation.lease import LeaseRequest
@@ -78,7 +78,7 @@ def lease_create(
             with console.stage(f"{lease.name} becomes active", brief=True) as stage:
                 leases.wait_active(session.connection(held.site), lease.id, tell=stage.detail)
     found = blazar.get_lease(session.connection(held.site), held.lease.id)
-    _tell_leases({held.site: [found]}, [])
+    _tell_leases({held.site: [found]})
     console.result_json({"site": held.site, "reused": held.reused, "lease": products.to_data(found)})
 
 
@@ -93,7 +93,7 @@ def lease_list(context: Any, site: str = "", name: str = "", everyone: bool = Fa
         return leases.find_ours(connection, where, name or None)
 
     found, problems = parted(session.each(ask))
-    _tell_leases(found, ledger.read(session.state))
+    _tell_leases(found)
     console.result_json(
         {
             "leases": [{"site": place, **products.to_data(lease)} for place, rows in found.items() for lease in rows],
@@ -219,23 +219,17 @@ def find_lease(session: Session, word: str) -> tuple[Site, Lease]:
     return session.site(place), leases.pick(rows, word, place)
 
 
-def _tell_leases(found: Mapping[str, Sequence[Lease]], entries: Sequence[ledger.Entry]) -> None:
+def _tell_leases(found: Mapping[str, Sequence[Lease]]) -> None:
     now = datetime.now(timezone.utc)
     rows = []
     for place, some in found.items():
         for one in some:
-            left = ledger.read_time(one.ends_at) - now
+            seconds = (ledger.read_time(one.ends_at) - now).total_seconds()
+            left = status.span(seconds) if seconds > 0 else "over"
             types = ", ".join(dict.fromkeys(part.node_type for part in one.nodes if part.node_type))
             ips = sum(part.amount for part in one.floating_ips)
-            rows.append([one.name, place, one.status, types, str(one.hosts), str(ips), one.ends_at, _left(left)])
+            rows.append([one.name, place, one.status, types, str(one.hosts), str(ips), one.ends_at, left])
     console.table(["lease", "site", "state", "node type", "nodes", "floating IPs", "ends at", "left"], rows)
-
-
-def _left(left: timedelta) -> str:
-    minutes = int(left.total_seconds() // 60)
-    if minutes <= 0:
-        return "over"
-    return f"{minutes // 1440} d {minutes // 60 % 24} h" if minutes >= 1440 else f"{minutes // 60} h {minutes % 60} min"
 
 
 collection = Collection(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A reminder before a lease ends: a command, run once for each lease and end, which finds both in its environment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,8 +10,7 @@ from groundwork import files, process, products
 from groundwork.errors import InputError
 from groundwork.process import ProcessError
 from node_automation import ledger
-from node_automation.lease import due
-from node_automation.ledger import Entry
+from node_automation.ledger import Entry, Kind
 
 _WITHIN = 60.0  # seconds for the command
 _WAIT = 30.0
@@ -34,6 +33,23 @@ class Reminder:
     experiment: str
     ends_at: str
     problem: str = ""
+
+
+def due(entries: Iterable[Entry], reminded: Mapping[str, str], before: timedelta, now: datetime) -> tuple[Entry, ...]:
+    """The leases that end within ``before`` and whose end nobody was reminded of; pure.
+
+    ``reminded``: lease id -> the end that was told.
+    """
+    return tuple(
+        entry
+        for entry in entries
+        if entry.open
+        and entry.kind is Kind.LEASE
+        and entry.id is not None
+        and entry.ends_at is not None
+        and now <= ledger.read_time(entry.ends_at) <= now + before
+        and reminded.get(entry.id) != entry.ends_at
+    )
 
 
 def remind(state: Path, before: timedelta, command: Sequence[str], now: datetime) -> tuple[Reminder, ...]:

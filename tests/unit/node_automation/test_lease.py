@@ -12,7 +12,7 @@ import requests
 from chameleon_sites.cloud import SiteError, SiteUnreachable
 from chameleon_sites.sites import Site
 from groundwork.errors import InputError, SageError
-from node_automation import blazar, ledger
+from node_automation import blazar, ledger, reminder
 from node_automation import lease as leases
 from node_automation.blazar import Expired, Full, Lease
 from node_automation.lease import Failed, LeaseRequest, Part, Try
@@ -445,11 +445,11 @@ def test_who_is_to_be_reminded() -> None:
     entry = ledger.new_entry(RUN, "CHI@UC", "p1", Kind.LEASE, "n", ends_at="2026-11-21T12:30:00Z", now=NOW)
     made = ledger.Entry(**{**entry.__dict__, "id": "l1"})
     hour = timedelta(hours=1)
-    assert leases.due([made], {}, hour, NOW) == (made,)
-    assert leases.due([made], {"l1": "2026-11-21T12:30:00Z"}, hour, NOW) == (), "it was told"
-    assert leases.due([made], {"l1": "2026-11-21T11:30:00Z"}, hour, NOW) == (made,), "it was extended since"
-    assert leases.due([made], {}, timedelta(minutes=10), NOW) == ()
-    assert leases.due([entry], {}, hour, NOW) == (), "it was never made"
+    assert reminder.due([made], {}, hour, NOW) == (made,)
+    assert reminder.due([made], {"l1": "2026-11-21T12:30:00Z"}, hour, NOW) == (), "it was told"
+    assert reminder.due([made], {"l1": "2026-11-21T11:30:00Z"}, hour, NOW) == (made,), "it was extended since"
+    assert reminder.due([made], {}, timedelta(minutes=10), NOW) == ()
+    assert reminder.due([entry], {}, hour, NOW) == (), "it was never made"
 
 
 def test_a_lease_is_picked_by_name_or_id() -> None:
