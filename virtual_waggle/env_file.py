@@ -13,6 +13,7 @@ from typing import Any
 
 from groundwork import files
 from groundwork.errors import InputError, nearest
+from groundwork.settings import whole_number
 
 _LARGEST = 1 << 16  # bytes
 
@@ -124,6 +125,12 @@ def size(text: str) -> int:
     if match is None:
         raise InputError(f"expected a number, and k, m, g or t where it is not bytes, found {text[:20]!r}")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def health_interval(name: str) -> Variable:
+    """The setting of how often a stack's services are looked at; as a container each look is a program of Docker's."""
+    told = "seconds between two health checks of a service; empty: 5 to 15; more where the processor is emulated"
+    return Variable(name, told, lambda text: whole_number(1, 3600)(text) if text else None, "")
 
 
 def _lines(path: Path) -> list[tuple[int, str, str]]:

@@ -56,7 +56,7 @@ def deployment(state: State, *, native: bool, environment: Mapping[str, str] = o
         "BEEHIVE_STATE_DIR": str(state.folder),
         "BEEHIVE_USER": f"{user}:{group}",
         "BEEHIVE_STORE_PASSWORD": str(_store_password(state)),
-        "BEEHIVE_MANAGEMENT_PORT": local["BEEHIVE_MANAGEMENT_PORT"],
+        **{name: local[name] for name in ("BEEHIVE_MANAGEMENT_PORT", "BEEHIVE_HEALTH_INTERVAL") if local[name]},
     }
     known = settings.read(state.settings_file)
     if known.cluster:

@@ -184,6 +184,7 @@ LOCAL = (
     Variable("BEEHIVE_EPMD_PORT", "port of Erlang's names likewise", _PORT, "14370"),
     Variable("BEEHIVE_DISTRIBUTION_PORT", "port of Erlang's nodes likewise", _PORT, "25683"),
     Variable("BEEHIVE_ADDRESS", "address at which services without containers listen", str, "0.0.0.0"),  # noqa: S104
+    env_file.health_interval("BEEHIVE_HEALTH_INTERVAL"),
 )
 
 

@@ -29,7 +29,7 @@ BROKER_IN_NETWORK = ("rabbitmq", 5672)
 PLAYBACK_IN_NETWORK = ("playback", 8090)
 _HEALTH = 120.0  # seconds
 _IN_BOTH_FORMS = (
-    *("WAGGLE_BROKER_PORT", "WAGGLE_MANAGEMENT_PORT", "WAGGLE_PLAYBACK_PORT"),
+    *("WAGGLE_BROKER_PORT", "WAGGLE_MANAGEMENT_PORT", "WAGGLE_PLAYBACK_PORT", "WAGGLE_HEALTH_INTERVAL"),
     *("WAGGLE_METRICS_INTERVAL", "WAGGLE_PLAYBACK_RATE", "WAGGLE_RETENTION", "WAGGLE_UPLOADS_MOST"),
 )
 _REGISTRATION = ("known_hosts", "beehive-ca.pem", "node-cert.pem", "node-key.pem", "upload-key", "upload-key-cert.pub")

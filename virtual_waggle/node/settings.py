@@ -93,6 +93,7 @@ LOCAL = (
     Variable(
         "WAGGLE_RETENTION", "how long a node without a Beehive keeps data, as 90d; empty: for ever", retention, ""
     ),
+    env_file.health_interval("WAGGLE_HEALTH_INTERVAL"),
     Variable("WAGGLE_UPLOADS_MOST", "how much of plugins' files may lie here, as 4g; then the oldest go", size, "4g"),
 )
 

@@ -45,6 +45,7 @@ node_types: [compute_skylake]
 image: Sage-Debian12
 nodes: {beehive: 1, waggle: 1}
 links: {waggle: beehive}
+variables: {HEALTH_INTERVAL: 60}
 """
 
 

@@ -54,7 +54,7 @@ collect:
     )
     found, waggle = role.load("mine", [tmp_path]), role.load("waggle")
     assert (found.arch, found.image) == (Arch.ARM64, waggle.image)
-    assert found.variables == {"RATE": "5", "LOUD": "1"}
+    assert found.variables == {**waggle.variables, "RATE": "5", "LOUD": "1"}
     assert [command.run for command in found.start[:-1]] == [command.run for command in waggle.start]
     assert found.start[-1].name.startswith("virtual-waggle run --native plugin")
     assert [check.name for check in found.health] == [check.name for check in waggle.health], "the same name: replaced"
