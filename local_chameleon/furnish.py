@@ -79,6 +79,7 @@ def _make_networks(network: Any, region: Region) -> str:
         ip_version=4,
         cidr=str(region.shared),
         is_dhcp_enabled=False,  # no agent would serve it
+        dns_nameservers=[str(region.shared[1])],  # the gateway; profile boot sends what comes there on
     )
     public = network.create_network(
         name=PUBLIC_NETWORK,

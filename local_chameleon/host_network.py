@@ -14,12 +14,13 @@ import ipaddress
 import json
 import logging
 import os
+import re
 import sqlite3
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import yaml
@@ -37,6 +38,8 @@ NAME = "network"
 _CONFIG = "regions.yaml"
 _MADE = "made.json"
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+# Where systemd-resolved answers on loopback, its own file names whom it asks.
+_RESOLV_CONF = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 _LOOK = 0.3  # seconds between two looks at the databases
 _STALE = 10.0  # seconds without a good look after which the service does not work
 _PROTOCOL = "111"  # of our routes, by which they are told from others (see rtnetlink(7); below 128 nobody's)
@@ -133,11 +136,24 @@ def read_wire(database: sqlite3.Connection, network: IPv4Network) -> Wire | None
     return Wire("brq" + row[0][:11], IPv4Interface(f"{row[1]}/{network.prefixlen}"), tuple(bound))
 
 
-def rules(table: str, wires: Sequence[Wire]) -> str:
+def read_nameserver(*places: Path) -> IPv4Address | None:
+    """The first nameserver of these resolv.conf that others than this machine can ask; None where there is none."""
+    for path in places:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for match in re.finditer(r"^[ \t]*nameserver[ \t]+(\S+)", text, re.MULTILINE):
+            with contextlib.suppress(ValueError):
+                found = IPv4Address(match[1])
+                if not found.is_loopback:
+                    return found
+    return None
+
+
+def rules(table: str, wires: Sequence[Wire], nameserver: IPv4Address | None = None) -> str:
     """The table of nftables, in the place of the last one.
 
-    Machines reach floating IPs, those of their own network too, and the world behind this host; the regions' networks
-    reach each other by floating IPs alone, as Chameleon's do.
+    What machines ask their gateway's port 53, ``nameserver`` answers.  They reach floating IPs, those of their own
+    network too, and the world behind this host; the regions' networks reach each other by floating IPs alone, as
+    Chameleon's do.
     """
     floating = ", ".join(f"{one} : {fixed}" for wire in wires for one, fixed in wire.floating)
     bridges = ", ".join(f'"{wire.bridge}"' for wire in wires)
@@ -165,6 +181,11 @@ def rules(table: str, wires: Sequence[Wire]) -> str:
         if wires
         else ""
     )
+    names = "".join(
+        f"    ip daddr {wire.gateway.ip} meta l4proto {{ tcp, udp }} th dport 53 dnat to {nameserver}\n"
+        for wire in wires
+        if nameserver is not None
+    )
     return f"""\
 table ip {table} {{}}
 delete table ip {table}
@@ -179,7 +200,7 @@ table ip {table} {{
   }}
   chain prerouting {{
     type nat hook prerouting priority dstnat;
-    dnat to ip daddr map @floating
+{names}    dnat to ip daddr map @floating
   }}
 {chains}}}
 """
@@ -202,7 +223,7 @@ def make(folder: Path, wires: Sequence[Wire]) -> None:
             _ip("link", "add", wire.bridge, "type", "bridge")
         _ip("link", "set", wire.bridge, "up")
         _ip("address", "replace", str(wire.gateway), "dev", wire.bridge)
-    _nft(rules(_table(folder), wires))
+    _nft(rules(_table(folder), wires, read_nameserver(*_RESOLV_CONF)))
     for wire in wires:
         listed = process.run(["ip", "-json", "route", "show", "proto", _PROTOCOL, "dev", wire.bridge], timeout=_TIMEOUT)
         standing = {row["dst"] for row in json.loads(listed or "[]")}

@@ -2,7 +2,8 @@
 """What Neutron's database says of networks and floating IPs becomes rules of nftables."""
 
 import sqlite3
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,25 @@ def test_rules_of_nothing_are_rules() -> None:
     assert "elements" not in text
     assert "postrouting" not in text
     assert text.count("{") == text.count("}")
+
+
+def test_what_machines_ask_their_gateway_this_hosts_nameserver_answers() -> None:
+    text = host_network.rules("ours", [UC, TACC], IPv4Address("192.0.2.53"))
+    for wire in (UC, TACC):
+        assert f"ip daddr {wire.gateway.ip} meta l4proto {{ tcp, udp }} th dport 53 dnat to 192.0.2.53\n" in text
+    assert text.index("dport 53") < text.index("dnat to ip daddr map @floating\n  }\n  chain forward")
+
+
+@pytest.mark.parametrize(
+    ("own", "resolved", "found"),
+    [
+        ("search .\nnameserver 192.0.2.1\nnameserver 192.0.2.2\n", "", "192.0.2.1"),
+        ("nameserver 127.0.0.53\n", "nameserver fe80::1%eth0\nnameserver 192.0.2.3\n", "192.0.2.3"),
+        ("nameserver 127.0.0.1\nnameserver\n", "", None),
+    ],
+)
+def test_a_nameserver_that_machines_can_ask(tmp_path: Path, own: str, resolved: str, found: str | None) -> None:
+    (tmp_path / "own").write_text(own)
+    (tmp_path / "resolved").write_text(resolved)
+    asked = host_network.read_nameserver(tmp_path / "own", tmp_path / "absent", tmp_path / "resolved")
+    assert asked == (IPv4Address(found) if found else None)

@@ -313,3 +313,15 @@ def test_a_service_that_listens_is_found_without_a_connection() -> None:
     assert healthy.is_listened_at(5672, table)
     assert not healthy.is_listened_at(20022, table)  # a connection from that port
     assert not healthy.is_listened_at(80, table)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_how_often_services_are_looked_at_is_a_setting(tmp_path: Path, native: bool) -> None:
+    asked = {"WAGGLE_HEALTH_INTERVAL": "61", "BEEHIVE_HEALTH_INTERVAL": "61"}
+    both_made = [make(tmp_path / make.__name__, native=native, **asked) for make in (node, beehive)]
+    for made in both_made:
+        stack = compose.load(made.compose_file, made.variables, name=made.name)
+        found = {service.healthcheck.interval for service in stack.services.values() if service.healthcheck}
+        assert found == {61.0}
+    with pytest.raises(InputError, match=r"WAGGLE_HEALTH_INTERVAL: .*1.*3600"):
+        node(tmp_path / "other", WAGGLE_HEALTH_INTERVAL="0")
