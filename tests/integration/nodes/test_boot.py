@@ -47,6 +47,15 @@ nodes: {beehive: 1, waggle: 1}
 links: {waggle: beehive}
 variables: {HEALTH_INTERVAL: 60}
 """
+LOAD = """
+name: load
+duration: 1h
+sites: [CHI@UC]
+node_types: [compute_skylake]
+image: Sage-Debian12
+nodes: {bench: 1}
+variables: {BENCH_SECONDS: 5, BENCH_CONNECTIONS: 8}
+"""
 
 
 @dataclass(frozen=True)
@@ -275,6 +284,21 @@ def test_down_gives_all_back(room: Room, bees: dict[str, Any]) -> None:
     time.sleep(1)  # the network daemon looks each 0.3 s
     assert machines(room) == []
     assert "192.0.2." not in process.run(["nft", "list", "ruleset"])
+
+
+def test_a_benchmark_runs_and_its_result_is_collected(room: Room, published: None) -> None:
+    (room.folder / "load.yaml").write_text(LOAD)
+    done = room.fab("up", str(room.folder / "load.yaml"), timeout=UP)
+    assert done.code == 0, done.err
+    ran = room.fab("collect", "load", "--output", str(room.folder / "benchmarks"))
+    assert ran.code == 0, ran.err
+    (folder,) = (room.folder / "benchmarks").iterdir()
+    result = json.loads((folder / "load-bench-1/files/bench/result.json").read_text())
+    assert result["seconds"] >= 5
+    assert result["requests"] > 0
+    assert not any(result["errors"].values())
+    assert json.loads((folder / "load-bench-1/machine.json").read_text())
+    assert room.fab("down", "load").code == 0
 
 
 def test_down_leaves_the_host_as_it_was(room: Room) -> None:
