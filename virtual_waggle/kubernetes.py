@@ -72,16 +72,18 @@ def convert(
     storage: str = STORAGE,
     wait_image: str = WAIT_IMAGE,
     carried: Sequence[Path] = (),
+    one_machine: bool = False,
 ) -> Manifests:
     """The stack's services of these profiles as manifests.
 
     Files and folders that it mounts are read and carried along where they lie beside the Compose file, or in one of the
     folders ``carried``.  ``storage`` is what each claim asks for, ``wait_image`` the image of the containers that wait
-    for other services.
+    for other services.  With ``one_machine`` all pods go to one machine of the cluster, wherever the first one went:
+    what several of them write can lie on that machine's storage.
     """
     beside = (stack.path.absolute().parent, *carried)
     services = compose.selected(stack, profiles)
-    return _manifests(Conversion(stack, services, namespace, storage, wait_image, beside))
+    return _manifests(Conversion(stack, services, namespace, storage, wait_image, beside, one_machine))
 
 
 def _manifests(made: Conversion) -> Manifests:

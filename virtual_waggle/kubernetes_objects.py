@@ -55,8 +55,10 @@ class Conversion:
         storage: str,
         wait_image: str,
         beside: Sequence[Path],
+        one_machine: bool,
     ) -> None:
         self.beside = beside
+        self.one_machine = one_machine
         self.stack = stack
         self.services = {service.name: service for service in services}
         self.namespace = namespace

@@ -47,6 +47,9 @@ def pod_spec(made: Conversion, service: Service, pod: Pod, container: dict[str, 
     selector = node_selector(made, service)
     if selector:
         spec["nodeSelector"] = selector
+    if made.one_machine and service.mode != "global":
+        with_others = {"labelSelector": {"matchLabels": made.labels()}, "topologyKey": "kubernetes.io/hostname"}
+        spec["affinity"] = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [with_others]}}
     spec.update(name_service(made, service))
     security = pod_security(made, service)
     if security:

@@ -116,11 +116,12 @@ def claims(made: Conversion) -> None:
     for name, claim in made.claims.items():
         owners = [made.services[owner] for owner in claim.users]
         many = [one for at, one in enumerate(owners) if at or one.replicas > 1 or one.mode == "global"]
-        if many:
+        shared = [owner for owner in many if owner.mode == "global" or not made.one_machine]
+        if shared:
             why = "several pods write it: the cluster needs storage for many writers"
-            made.lose(claim.users[many[0].name], f"volumes.{name}", why)
+            made.lose(claim.users[shared[0].name], f"volumes.{name}", why)
         spec = {
-            "accessModes": ["ReadWriteMany" if many else "ReadWriteOnce"],
+            "accessModes": ["ReadWriteMany" if shared else "ReadWriteOnce"],
             "resources": {"requests": {"storage": made.storage}},
         }
         more = {"annotations": dict(claim.annotations)} if claim.annotations else {}

@@ -55,6 +55,11 @@ def add(commands: "_SubParsersAction[ArgumentParser]") -> None:
     made.add_argument(
         "--wait-image", metavar="IMAGE", help="for waiting for other services; needs a shell, and getent or nslookup"
     )
+    made.add_argument(
+        "--one-machine",
+        action="store_true",
+        help="all pods on one machine: its own storage will do for what they share",
+    )
     made.add_argument("--secrets", action="store_true", help="also where they go to standard output")
     made.add_argument("--json", action="store_true", help="what was made and what is lost, as JSON; needs --output")
 
@@ -84,6 +89,7 @@ def manifests(given: Namespace) -> int:
         storage=storage,
         wait_image=given.wait_image or (kubernetes.WAIT_IMAGE if given.file else OUR_IMAGE),
         carried=carried,
+        one_machine=given.one_machine,
     )
     if to_folder:
         written = write(made, Path(given.output))

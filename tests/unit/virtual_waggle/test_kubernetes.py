@@ -98,6 +98,35 @@ def test_the_yaml_is_read_back_as_it_was_meant_and_is_the_same_each_time(name: s
     assert kubernetes_text.to_yaml(again.documents) == text
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_all_of_it_on_one_machine_takes_no_storage_for_many_writers(name: str) -> None:
+    found = kubernetes.convert(shape(name), profiles=["*"], one_machine=True)
+    for document in found.documents:
+        kubernetes_validate.validate(document, RELEASES[0], strict=True)
+        if document["kind"] == "PersistentVolumeClaim":
+            assert document["spec"]["accessModes"] == ["ReadWriteOnce"]
+        template = document.get("spec", {}).get("template")
+        if template and document["kind"] != "DaemonSet":
+            (term,) = template["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+            assert term["topologyKey"] == "kubernetes.io/hostname"
+            # its own pods too, or the first one would wait for others for ever
+            assert term["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert not any("many writers" in loss.why for loss in found.losses)
+
+
+def test_what_runs_on_each_machine_is_not_held_on_one(tmp_path: Path) -> None:
+    text = """
+services:
+  agent: {image: a, deploy: {mode: global}, volumes: ["data:/data"]}
+  other: {image: a, volumes: ["data:/data"]}
+volumes: {data: {}}
+"""
+    found = convert(tmp_path, text, one_machine=True)
+    assert "affinity" not in pod(found, "DaemonSet", "agent")
+    assert any("many writers" in loss.why for loss in found.losses)
+    assert one(found, "PersistentVolumeClaim", "data")["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
 # -------------------------------------------------------------------------------------------------------- workloads
 
 
