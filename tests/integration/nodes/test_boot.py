@@ -5,10 +5,15 @@
 """
 
 import dataclasses
+import functools
+import hashlib
+import http.server
+import ipaddress
 import json
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +60,44 @@ node_types: [compute_skylake]
 image: Sage-Debian12
 nodes: {bench: 1}
 variables: {BENCH_SECONDS: 5, BENCH_CONNECTIONS: 8}
+"""
+PODS = """
+name: pods
+duration: 1h
+sites: [CHI@UC]
+node_types: [compute_skylake]
+image: Sage-Debian12
+nodes: {k8s: 1, k8s-worker: 1}
+links: {k8s-worker: k8s}
+variables: {K3S_VERSION: v1.0+stand-in, K3S_RELEASES: "http://GATEWAY:PORT"}
+"""
+# In k3s's place, which can't be had where the tests run: it shows what the role does, not that k3s does.
+K3S = r"""#!/bin/bash
+set -eu
+config=/etc/rancher/k3s/config.yaml
+case $1 in
+server)
+  grep -qx 'flannel-backend: wireguard-native' $config
+  mkdir -p /var/lib/rancher/k3s/server /run/k3s/machines
+  echo K10secret > /var/lib/rancher/k3s/server/node-token
+  touch "/run/k3s/machines/$(sed -n 's/^node-name: //p' $config)"
+  echo 'kind: Config' > /etc/rancher/k3s/k3s.yaml
+  touch /run/k3s/healthz
+  python3 -m http.server --directory /run/k3s 10248 --bind 127.0.0.1 &
+  python3 -m http.server --directory /run/k3s 6443 &
+  systemd-notify --ready
+  wait ;;
+agent)
+  [ "$(cat "$(sed -n 's/^token-file: //p' $config)")" = K10secret ]
+  server=$(sed -n 's,^server: https://,http://,p' $config)
+  curl --fail --silent --output /dev/null "$server/machines/"
+  mkdir -p /run/k3s
+  touch /run/k3s/healthz
+  exec python3 -m http.server --directory /run/k3s 10248 --bind 127.0.0.1 ;;
+kubectl | wait | get)
+  [ -s "$HOME/.kube/config" ]
+  echo '{"items": []}' ;;
+esac
 """
 
 
@@ -299,6 +342,39 @@ def test_a_benchmark_runs_and_its_result_is_collected(room: Room, published: Non
     assert not any(result["errors"].values())
     assert json.loads((folder / "load-bench-1/machine.json").read_text())
     assert room.fab("down", "load").code == 0
+
+
+@pytest.fixture
+def releases(room: Room, tmp_path: Path) -> Iterator[str]:
+    """A server of k3s's releases, as machines of CHI@UC reach it: its address and port."""
+    folder = tmp_path / "v1.0+stand-in"
+    folder.mkdir()
+    (folder / "k3s").write_text(K3S)
+    digest = hashlib.sha256(K3S.encode()).hexdigest()
+    (folder / "sha256sum-amd64.txt").write_text(f"{digest}  k3s\n{'0' * 64}  k3s-airgap-images-amd64.tar\n")
+    (subnet,) = (row for row in room.ask("subnet", "list", "--long") if row["Name"] == "sharednet1-subnet")
+    address = next(ipaddress.ip_network(subnet["Subnet"]).hosts())
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer((str(address), 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"{address}:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_cluster_is_made_and_joined(room: Room, published: None, releases: str, tmp_path: Path) -> None:
+    path = room.folder / "pods.yaml"
+    text = PODS.replace("GATEWAY:PORT", releases)
+    path.write_text(text + "  K3S_SHA256: '" + "0" * 64 + "'\n")
+    refused = room.fab("up", str(path), timeout=UP)
+    assert refused.code == 1
+    assert "has another digest than '000" in refused.err
+    path.write_text(text)
+    done = room.fab("up", str(path), timeout=UP)
+    assert done.code == 0, done.err
+    look = "systemctl is-active k3s.service && sudo stat --format %a /etc/rancher/k3s/config.yaml"
+    told = json.loads(room.fab("node.run", "pods-k8s-1,pods-k8s-worker-1", look, "--json").out)["nodes"]
+    assert [row["stdout"].split() for row in told] == [["active", "600"]] * 2
+    assert room.fab("down", "pods").code == 0
 
 
 def test_down_leaves_the_host_as_it_was(room: Room) -> None:
