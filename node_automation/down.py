@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chameleon_sites.sites import Site
-from groundwork import console, files
+from groundwork import console
 from groundwork.errors import SageError
 from node_automation import gc, ledger, status, steps, survey
 from node_automation.gc import Sweep
@@ -24,8 +24,6 @@ from node_automation.tagged import Things
 if TYPE_CHECKING:
     from openstack.connection import Connection
 
-_TURN = 5.0  # seconds for another run of the same experiment on this machine
-_LOOK = 2.0  # seconds between two looks at what may yet appear
 _KINDS = {
     Kind.SERVER: StepKind.DROP_NODE,
     Kind.FLOATING_IP: StepKind.DROP_ADDRESS,
@@ -73,7 +71,7 @@ def plan_for(
         if not coming:
             break
         tell(f"{', '.join(entry.name for entry in coming)} may yet appear")
-        time.sleep(_LOOK)
+        time.sleep(survey.LOOK)
     sweeps = [gc.plan(site, found, noted, experiment=experiment, everything=True) for site, found in answers]
     return sweeps, _problems(experiment, things, noted)
 
@@ -125,7 +123,7 @@ def down(
 ) -> DownReport:
     """Give back all of an experiment at ``sites``; what fails is in the report, and stops nothing else."""
     begin = time.monotonic()
-    with files.lock(state / f"nodes/{experiment}.lock", wait=_TURN), console.stage(f"down {experiment}") as stage:
+    with ledger.turn(state, experiment), console.stage(f"down {experiment}") as stage:
         stage.detail("asking the sites")
         sweeps, problems = plan_for(experiment, sites, connections, state, stage.detail)
         vanished = [entry for sweep in sweeps for entry in sweep.vanished]

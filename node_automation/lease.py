@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leases: what is asked for, where it is tried, one of ours that fits, waiting, extending, giving back.
+"""Leases: what is asked for, where it is tried, one of ours that fits, waiting, giving back.
 
 What is asked for is a value; the body for Blazar, the order of tries and the choice of a lease that stands are pure.
 A lease is in the ledger before it is asked for.
 """
 
-import contextlib
 import json
 import logging
 import threading
@@ -22,7 +21,7 @@ from groundwork.compat import StrEnum
 from groundwork.errors import InputError, SageError
 from node_automation import api, blazar, ledger, names
 from node_automation.api import Gone
-from node_automation.blazar import Busy, Lease, LeaseStatus, NameTaken, NoFloatingIP
+from node_automation.blazar import Busy, Lease, LeaseStatus, NameTaken
 from node_automation.ledger import Kind, Run
 from node_automation.waiting import Seen, wait_for
 
@@ -108,18 +107,6 @@ class Held:
         return parts[0].id if parts else None
 
 
-@dataclass(frozen=True)
-class Extension:
-    """What came of extending one lease.  ``problem`` and ``hint`` are "" where it is done."""
-
-    lease_id: str
-    name: str
-    part: Part
-    ends_at: str
-    problem: str = ""
-    hint: str = ""
-
-
 def check(request: LeaseRequest, sites: Sequence[Site]) -> LeaseRequest:
     """The request as it is.  Raises InputError for one that no site would grant."""
     if not 1 <= request.count <= _MOST:
@@ -180,8 +167,8 @@ def body(
         )
     return {
         "name": name,
-        "start_date": "now" if request.starts_at is None else _minute(begin),
-        "end_date": _minute(begin + request.length),
+        "start_date": "now" if request.starts_at is None else minute(begin),
+        "end_date": minute(begin + request.length),
         "before_end_date": None,
         "events": [],
         "reservations": reservations,
@@ -429,44 +416,6 @@ def raise_if_failed(site: str, lease: Lease) -> None:
         )
 
 
-def extend(connection: "Connection", leases: Sequence[Lease], until: datetime, *, state: Path) -> tuple[Extension, ...]:
-    """Extend leases, each for itself; what came of each, in their order.  Raises InputError for a time in the past.
-
-    Blazar extends all parts of one lease or none; the answer tells which part could not be.
-    """
-    known = {entry.id: entry for entry in ledger.read(state) if entry.kind is Kind.LEASE and entry.open}
-    results = []
-    for lease in leases:
-        part = Part.FLOATING_IPS if not lease.nodes else Part.BOTH if lease.floating_ips else Part.NODES
-        if until <= ledger.read_time(lease.ends_at):
-            raise InputError(f"the lease {lease.name} already runs until {lease.ends_at}")
-        try:
-            raise_if_failed(api.site_of(connection), lease)
-            changed = blazar.update_lease(connection, lease.id, {"end_date": _minute(until)})
-        except SageError as problem:
-            results.append(_not_extended(connection, lease, part, problem))
-        else:
-            if lease.id in known:
-                ledger.change(state, known[lease.id].key, ends_at=changed.ends_at)
-            results.append(Extension(lease.id, lease.name, part, changed.ends_at))
-    return tuple(results)
-
-
-def _not_extended(connection: "Connection", lease: Lease, part: Part, problem: SageError) -> Extension:
-    """What is told of a lease that could not be extended, and which part of it was the reason."""
-    text = str(problem)
-    if part is Part.BOTH and isinstance(problem, NoFloatingIP):
-        part, text = Part.FLOATING_IPS, f"{text}; its nodes are not extended either, for one lease holds both"
-    elif part is Part.BOTH and isinstance(problem, blazar.Full):
-        part, text = Part.NODES, f"{text}; its floating IPs are not extended either, for one lease holds both"
-    with contextlib.suppress(SageError):
-        # Blazar 15 puts a lease in ERROR for some refusals, that of a floating IP among them.
-        after = blazar.get_lease(connection, lease.id)
-        if after.status == LeaseStatus.ERROR and lease.status != LeaseStatus.ERROR:
-            text += f"; the site has put the lease in ERROR by it: its nodes run until {after.ends_at}"
-    return Extension(lease.id, lease.name, part, lease.ends_at, text, problem.hint or "")
-
-
 def give_back(
     connection: "Connection",
     lease: Lease,
@@ -579,7 +528,8 @@ def parse_start(text: str) -> datetime | None:
     return moment
 
 
-def _minute(moment: datetime) -> str:
+def minute(moment: datetime) -> str:
+    """A time as Blazar takes it: UTC, to the minute."""
     return moment.astimezone(timezone.utc).strftime(_MINUTE)
 
 

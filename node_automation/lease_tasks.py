@@ -12,7 +12,7 @@ from chameleon_sites.sites import Site
 from groundwork import console, products
 from groundwork.errors import InputError
 from groundwork.settings import one_of
-from node_automation import blazar, ledger, reminder, status
+from node_automation import blazar, extension, ledger, reminder, status
 from node_automation import lease as leases
 from node_automation.blazar import Lease
 from node_automation.lease import LeaseRequest
@@ -143,7 +143,7 @@ def lease_extend(
             console.result(f"{one.name} at {where.name}: from {one.ends_at} to {ledger.written(end)}")
         console.result_json({"plan": [{"lease": one.name, "until": ledger.written(end)} for one in both]})
         return 0
-    results = leases.extend(session.connection(where.name), both, end, state=session.state)
+    results = extension.extend(session.connection(where.name), both, end, state=session.state)
     for result in results:
         if result.problem:
             console.complain(f"{result.name}: {result.part} not extended: {result.problem}", hint=result.hint or None)

@@ -6,11 +6,12 @@ threads at once.  What another machine made is told by names and tags at the sit
 the words for those are made and read here.  All but the functions that take a folder are pure.
 """
 
+import contextlib
 import dataclasses
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -23,6 +24,7 @@ from groundwork.errors import InputError, SageError
 TAG = "sage_run"  # a server's metadata key; a floating IP's tag begins with it, and '='
 PREFIX = "sage-"  # of names of all that is made here, where there are no tags
 _WAIT = 30.0  # seconds for another run to write
+_TURN = 5.0  # seconds for another run of the same experiment
 _LONGEST_LEASE = 76  # letters of a lease's name: Blazar keeps 80, and one of floating IPs has four more
 _KEPT = timedelta(days=90)  # how long what was released is remembered
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")  # an experiment's; part of host names and of leases' names
@@ -274,6 +276,13 @@ def release(folder: Path, keys: Sequence[str], *, now: datetime | None = None) -
             for entry in entries
         ),
     )
+
+
+@contextlib.contextmanager
+def turn(folder: Path, experiment: str) -> Iterator[None]:
+    """Be alone with an experiment on this machine.  Raises SageError where another run stays at it."""
+    with files.lock(folder / f"nodes/experiment-{experiment}.lock", wait=_TURN):
+        yield
 
 
 def written(moment: datetime) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STARTED = "sage_started"  # metadata of a server: the digest of what was last started on it
 DIGEST = "sha512:"  # begins an image that is named by its data
+LOOK = 2.0  # seconds between two looks at what may yet appear
 _SETTLED_AFTER = timedelta(seconds=30)  # an answer to a request takes less, and then what it made is listed
 _UNTOLD = 10_000  # nodes that are free where a site does not tell; asking for a lease tells then
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chameleon_sites.sites import Site, SiteKind
-from groundwork import console, files, process, products
+from groundwork import console, process, products
 from groundwork.console import Stage
 from groundwork.errors import Interrupted, SageError
 from image_builder.publication import Problem
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from fabric import Connection as Shell
     from openstack.connection import Connection
 
-_TURN = 5.0  # seconds for another run of the same experiment on this machine
-_LOOK = 2.0  # seconds between two looks at what may yet appear
 _LEASE_EXPECTED = 20.0
 _KEEPALIVE = 30
 UNTOLD = 4  # exit code: done, but the one who was to be told was not
@@ -140,7 +138,7 @@ def plan_for(
         answers = [(site, things[site.name]) for site in sites if site.name in things]
         if not survey.unsettled(experiment.name, noted, answers, datetime.now(timezone.utc)):
             break
-        time.sleep(_LOOK)
+        time.sleep(survey.LOOK)
     slugs = {site.name: site.slug for site in sites}
     return planning.make(experiment, standing, slugs=slugs, full=full), standing, things
 
@@ -159,7 +157,7 @@ def up(
     begun, begin = datetime.now(timezone.utc), time.monotonic()
     full: dict[tuple[str, str], str] = {}
     with (
-        files.lock(options.state / f"nodes/{experiment.name}.lock", wait=_TURN),
+        ledger.turn(options.state, experiment.name),
         console.stage(f"up {experiment.name}") as stage,
     ):
         while True:

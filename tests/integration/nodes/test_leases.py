@@ -20,7 +20,7 @@ from groundwork import process
 from local_chameleon import cloud, services
 from local_chameleon.cloud import Config, State
 from local_chameleon.regions import REGIONS
-from node_automation import blazar, free, ledger, tagged
+from node_automation import blazar, extension, free, ledger, tagged
 from node_automation import lease as leases
 from node_automation.blazar import Expired, Full, NoFloatingIP, Restricted
 from node_automation.lease import Failed, LeaseRequest, Part, Try
@@ -112,20 +112,20 @@ def test_an_end_that_was_reached(uc: User) -> None:
             break
     with pytest.raises(Expired, match="is over"):
         leases.wait_active(uc.connection, lease.id, deadline=3600.0)
-    (result,) = leases.extend(uc.connection, [lease], now() + 5 * HOUR, state=uc.state)
+    (result,) = extension.extend(uc.connection, [lease], now() + 5 * HOUR, state=uc.state)
     assert "is over" in result.problem
 
 
 def test_a_lease_is_extended_for_all_parts_or_none(uc: User) -> None:
     held = uc.lease("compute_cascadelake_r", floating_ips=1)
     until = ledger.read_time(held.lease.ends_at) + HOUR
-    (done,) = leases.extend(uc.connection, [held.lease], until, state=uc.state)
+    (done,) = extension.extend(uc.connection, [held.lease], until, state=uc.state)
     assert (done.part, done.problem, done.ends_at) == (Part.BOTH, "", ledger.written(until))
     assert [entry.ends_at for entry in ledger.read(uc.state)] == [done.ends_at]
     # Somebody leases all nodes of the type for the time after.
     later = uc.lease_later("compute_cascadelake_r", until + HOUR, count=3)
     extended = blazar.get_lease(uc.connection, held.lease.id)
-    (failed,) = leases.extend(uc.connection, [extended], until + 3 * HOUR, state=uc.state)
+    (failed,) = extension.extend(uc.connection, [extended], until + 3 * HOUR, state=uc.state)
     assert failed.part is Part.NODES
     assert "floating IPs are not extended either" in failed.problem
     assert blazar.get_lease(uc.connection, held.lease.id).ends_at == done.ends_at
@@ -136,7 +136,7 @@ def test_floating_ips_that_somebody_has_for_the_time_after_are_the_part_that_is_
     held = uc.lease("compute_skylake", floating_ips=1)
     end = ledger.read_time(held.lease.ends_at)
     others = uc.lease_later("compute_skylake", end + HOUR, floating_ips=len(REGIONS["CHI@UC"].leased_addresses))
-    (failed,) = leases.extend(uc.connection, [held.lease], end + 3 * HOUR, state=uc.state)
+    (failed,) = extension.extend(uc.connection, [held.lease], end + 3 * HOUR, state=uc.state)
     assert failed.part is Part.FLOATING_IPS
     assert "its nodes are not extended either" in failed.problem
     assert ("in ERROR" in failed.problem) == (blazar.get_lease(uc.connection, held.lease.id).status == "ERROR")
@@ -151,7 +151,7 @@ def test_parts_that_are_apart_are_extended_each_for_itself(uc: User) -> None:
     # Somebody leases all nodes for the time after; nobody wants the floating IPs.
     others = uc.lease_later("compute_skylake", end + HOUR, count=10)
     both = leases.with_addresses(blazar.list_leases(uc.connection), held.lease)
-    nodes, addresses = leases.extend(uc.connection, both, end + 3 * HOUR, state=uc.state)
+    nodes, addresses = extension.extend(uc.connection, both, end + 3 * HOUR, state=uc.state)
     assert (nodes.part, bool(nodes.problem)) == (Part.NODES, True)
     assert (addresses.part, addresses.problem) == (Part.FLOATING_IPS, "")
     leases.give_back(uc.connection, others.lease, uc.state)

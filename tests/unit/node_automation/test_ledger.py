@@ -146,3 +146,16 @@ def test_what_the_site_tells_completes_what_the_ledger_knows() -> None:
     found = ledger.together([being_made, unknown], [at_site, stranger])
     assert [(entry.name, entry.id) for entry in found] == [("a", "s1"), ("b", None), ("c", "s3")]
     assert found[0].key == being_made.key
+
+
+@pytest.mark.parametrize("experiment", ["bees", "ledger", "id-ed25519"])
+def test_who_is_at_an_experiment_is_alone_with_it_and_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str
+) -> None:
+    monkeypatch.setattr(ledger, "_TURN", 0.0)
+    with ledger.turn(tmp_path, experiment):
+        ledger.begin(tmp_path, server())
+        with ledger.turn(tmp_path, "another"):
+            pass
+        with pytest.raises(SageError, match=str(os.getpid())), ledger.turn(tmp_path, experiment):
+            pass
