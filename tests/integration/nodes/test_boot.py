@@ -75,27 +75,28 @@ variables: {K3S_VERSION: v1.0+stand-in, K3S_RELEASES: "http://GATEWAY:PORT"}
 K3S = r"""#!/bin/bash
 set -eu
 config=/etc/rancher/k3s/config.yaml
+set_in() { sed -n "s/^$1: //p" $config | tr -d '"'; }
 case $1 in
 server)
   grep -qx 'flannel-backend: wireguard-native' $config
   mkdir -p /var/lib/rancher/k3s/server /run/k3s/machines
   echo K10secret > /var/lib/rancher/k3s/server/node-token
-  touch "/run/k3s/machines/$(sed -n 's/^node-name: //p' $config)"
-  echo 'kind: Config' > /etc/rancher/k3s/k3s.yaml
+  touch "/run/k3s/machines/$(set_in node-name)"
+  echo 'kind: Config' > /run/k3s/k3s.yaml
+  install -m "$(set_in write-kubeconfig-mode)" -g "$(set_in write-kubeconfig-group)" /run/k3s/k3s.yaml /etc/rancher/k3s
   touch /run/k3s/healthz
   python3 -m http.server --directory /run/k3s 10248 --bind 127.0.0.1 &
   python3 -m http.server --directory /run/k3s 6443 &
   systemd-notify --ready
   wait ;;
 agent)
-  [ "$(cat "$(sed -n 's/^token-file: //p' $config)")" = K10secret ]
-  server=$(sed -n 's,^server: https://,http://,p' $config)
-  curl --fail --silent --output /dev/null "$server/machines/"
+  [ "$(cat "$(set_in token-file)")" = K10secret ]
+  curl --fail --silent --output /dev/null "$(set_in server | sed s/^https/http/)/machines/"
   mkdir -p /run/k3s
   touch /run/k3s/healthz
   exec python3 -m http.server --directory /run/k3s 10248 --bind 127.0.0.1 ;;
 kubectl | wait | get)
-  [ -s "$HOME/.kube/config" ]
+  grep --quiet Config /etc/rancher/k3s/k3s.yaml
   echo '{"items": []}' ;;
 esac
 """
