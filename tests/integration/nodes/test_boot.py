@@ -290,7 +290,7 @@ def test_a_node_answers_and_nothing_in_it_has_failed(room: Room, bees: dict[str,
     told = json.loads(room.fab("node.diagnose", "bees-waggle-1", "--json").out)
     assert [row["stage"] for row in told["findings"]][-2:] == ["cloud-init", "units"]
     assert all(row["passed"] for row in told["findings"])
-    assert "login:" in room.fab("node.console", "bees-waggle-1").out
+    assert "bees-waggle-1 login:" in room.fab("node.console", "bees-waggle-1", "--lines=1000").out
 
 
 def test_what_a_plugin_measures_is_read_through_the_floating_ip(room: Room, bees: dict[str, Any]) -> None:
