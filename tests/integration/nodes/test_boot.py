@@ -69,7 +69,9 @@ node_types: [compute_skylake]
 image: Sage-Debian12
 nodes: {k8s: 1, k8s-worker: 1}
 links: {k8s-worker: k8s}
-variables: {K3S_VERSION: v1.0+stand-in, K3S_RELEASES: "http://GATEWAY:PORT"}
+variables:
+  K3S_VERSION: v1.0+stand-in
+  K3S_RELEASES: http://GATEWAY:PORT
 """
 # In k3s's place, which can't be had where the tests run: it shows what the role does, not that k3s does.
 K3S = r"""#!/bin/bash
