@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all tests share."""
 
+import os
+
 from hypothesis import HealthCheck, settings
+
+# Whoever runs the tests may have set up the tools for work of their own.
+for _name in [name for name in os.environ if name.startswith(("SAGE_", "OS_"))]:
+    del os.environ[_name]
 
 # How long a machine takes for an example is no promise of ours.
 settings.register_profile("searching", deadline=None, suppress_health_check=[HealthCheck.too_slow])
