@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,6 +21,7 @@ from local_chameleon.cloud import State
 from tests.benchmarks import (
     nights,
     nodes,
+    papers,
     rotation,
     upkeep,
     uploads,
@@ -43,6 +45,7 @@ _WITHOUT_BUILD = {  # what needs no image to begin with
     "swap": rotation.swap,
     "night": nights.nights,
     "nodes": nodes.nodes,
+    "papers": papers.papers,
     "waggle_latency": waggle_latency.latency,
     "waggle_memory": waggle_memory.memory,
     "waggle_query": waggle_query.query,
@@ -375,8 +378,15 @@ def at_sites(top: Path, folder: Path) -> list[Figure]:
 
 def main() -> int:
     files.make_folder(PROJECT / "build")
-    # Those named are measured, and the cold build, which most build on; by default all.
-    chosen = set(sys.argv[1:]) or {"lines", "arm64", "cuda", "sites", *_WITHOUT_BUILD}
+    known = {"lines", "arm64", "cuda", "sites", *_WITHOUT_BUILD}
+    parser = ArgumentParser(prog="python -m tests.benchmarks", description="Measure, and write docs/performance.md.")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"what to measure (default: all): {', '.join(sorted(known))}"
+    )
+    # Those named are measured, and the cold build, which most build on.
+    chosen = set(parser.parse_args().names) or known
+    if chosen - known:
+        parser.error(f"unknown: {', '.join(sorted(chosen - known))}; expected some of {', '.join(sorted(known))}")
     if chosen <= set(_WITHOUT_BUILD):
         return tell([figure for name in sorted(chosen) for figure in _WITHOUT_BUILD[name]()], record)
     with tempfile.TemporaryDirectory(dir=PROJECT / "build", prefix="bench.") as scratch:
