@@ -102,12 +102,13 @@ def compare(
     packages_after: Iterable[Package] = (),
 ) -> Difference:
     """What changed from one image to the other."""
+    folders, folders_after = by_folder(before), by_folder(after)
     return Difference(
         packages=compare_packages(packages_before, packages_after),
         files=_compare_files(before, after),
         package_sizes=_compare_sizes(by_package(before), by_package(after)),
-        folder_sizes=_compare_sizes(by_folder(before), by_folder(after)),
-        total=SizeChange("/", sum(by_folder(before).values()), sum(by_folder(after).values())),
+        folder_sizes=_compare_sizes(folders, folders_after),
+        total=SizeChange("/", sum(folders.values()), sum(folders_after.values())),
     )
 
 
