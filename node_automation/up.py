@@ -156,10 +156,7 @@ def up(
     """
     begun, begin = datetime.now(timezone.utc), time.monotonic()
     full: dict[tuple[str, str], str] = {}
-    with (
-        ledger.turn(options.state, experiment.name),
-        console.stage(f"up {experiment.name}") as stage,
-    ):
+    with ledger.turn(options.state, experiment.name), console.stage(f"up {experiment.name}") as stage:
         while True:
             stage.detail("asking the sites")
             plan, standing, things = plan_for(experiment, sites, connections, options, full)
